@@ -1,0 +1,138 @@
+# kith: one page that builds, tests and runs everything. `make help` says what there is.
+#
+# VARIANT=release (default) | asan | tsan   each has its own tree below build/
+# V=1 shows the commands.
+
+VARIANT ?= release
+PORT ?= 6379
+DIR ?= data
+V ?= 0
+Q := $(if $(filter 1,$(V)),,@)
+say = $(if $(filter 1,$(V)),,@printf '  %-8s %s\n' '$(1)' '$(2)')
+
+ROOMS := base protocol storage index engine replication server
+BUILD := $(if $(filter release,$(VARIANT)),build,build/$(VARIANT))
+OBJ := $(BUILD)/obj
+BIN := $(BUILD)/bin
+TESTBIN := $(BUILD)/tests
+VENV := build/venv
+PYTHON := $(VENV)/bin/python
+
+CC ?= gcc
+CSTD := -std=gnu11 -D_GNU_SOURCE
+WARN := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla -Werror
+OPT_release := -O3
+OPT_asan := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+OPT_tsan := -O1 -fno-omit-frame-pointer -fsanitize=thread
+CFLAGS := $(CSTD) -g $(OPT_$(VARIANT)) $(WARN) -I. -pthread -ffp-contract=off
+LDFLAGS := -pthread $(filter -fsanitize%,$(OPT_$(VARIANT)))
+
+# --- what each room may link: its own library and those below it (docs/design.md, "The rooms") ---
+DEPS_base :=
+DEPS_protocol := base
+DEPS_storage := base
+DEPS_index := base
+DEPS_engine := base
+DEPS_replication := storage protocol base
+DEPS_server := replication engine index storage protocol base
+SYS_base := -lxxhash -lm
+SYS_protocol := -lhiredis $(SYS_base)
+SYS_storage := -llmdb $(SYS_base)
+SYS_index := $(SYS_base)
+SYS_engine := -lutf8proc $(SYS_base)
+SYS_replication := $(SYS_storage) $(SYS_protocol)
+SYS_server := -levent_core -levent_pthreads $(SYS_storage) $(SYS_protocol) $(SYS_engine)
+SYS_tools := -ljansson
+
+# --- sources: kith_*.c is a program, *_kernels.c is compiled once per instruction set -----------
+SRC := $(wildcard $(addsuffix /*.c,$(ROOMS)))
+PROGRAM_SRC := $(wildcard server/kith_*.c tools/kith_*.c)
+KERNEL_SRC := $(filter %_kernels.c,$(SRC))
+PLAIN_SRC := $(filter-out $(PROGRAM_SRC) $(KERNEL_SRC),$(SRC))
+TOOL_SRC := $(filter-out $(PROGRAM_SRC),$(wildcard tools/*.c))
+HEADERS := $(wildcard $(addsuffix /*.h,$(ROOMS) tools tests/unit tests/fuzz bench))
+
+ARCH := $(shell uname -m)
+ifeq ($(ARCH),x86_64)
+ISAS := scalar avx2 avx512
+else
+ISAS := scalar neon
+endif
+ISA_scalar := -fno-tree-vectorize
+ISA_avx2 := -mavx2 -mfma -mf16c -mbmi2
+ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
+ISA_neon := -march=armv8.2-a+dotprod+fp16
+
+kernel_objects = $(foreach k,$(filter $(1)/%,$(KERNEL_SRC)),$(foreach i,$(ISAS),$(OBJ)/$(k:.c=.$(i).o)))
+room_objects = $(patsubst %.c,$(OBJ)/%.o,$(filter $(1)/%,$(PLAIN_SRC))) $(call kernel_objects,$(1))
+libs = $(foreach r,$(1),$(OBJ)/lib$(r).a)
+room_libs = $(call libs,$(1) $(DEPS_$(1)))
+
+PROGRAMS := $(foreach p,$(PROGRAM_SRC),$(BIN)/$(subst _,-,$(notdir $(p:.c=))))
+UNIT_SRC := $(wildcard tests/unit/*_test.c)
+UNIT := $(patsubst tests/unit/%.c,$(TESTBIN)/%,$(UNIT_SRC))
+FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
+REPLAY := $(patsubst tests/fuzz/%.c,$(TESTBIN)/replay_%,$(FUZZ_SRC))
+FUZZERS := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(FUZZ_SRC))
+BENCH_SRC := $(wildcard bench/*.c)
+BENCHES := $(foreach p,$(BENCH_SRC),$(BIN)/$(subst _,-,$(notdir $(p:.c=))))
+
+.PHONY: all programs
+all: programs
+programs: $(PROGRAMS)
+
+# --- rules --------------------------------------------------------------------------------------
+$(OBJ)/%.o: %.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
+
+define KERNEL_RULE
+$(OBJ)/%_kernels.$(1).o: %_kernels.c
+	$$(call say,CC $(1),$$<)
+	$(Q)mkdir -p $$(@D)
+	$(Q)$(CC) $(CFLAGS) $(ISA_$(1)) -ffp-contract=fast -DKITH_ISA=$(1) -DKITH_ISA_$(1)=1 -MMD -MP -c $$< -o $$@
+endef
+$(foreach i,$(ISAS),$(eval $(call KERNEL_RULE,$(i))))
+
+define ROOM_RULE
+$(OBJ)/lib$(1).a: $(call room_objects,$(1))
+	$$(call say,AR,$$@)
+	$(Q)rm -f $$@ && ar rcs $$@ $$^
+endef
+$(foreach r,$(ROOMS),$(eval $(call ROOM_RULE,$(r))))
+
+# Programs stand on the roof and may link every room.
+define PROGRAM_RULE
+$(BIN)/$(subst _,-,$(notdir $(1:.c=))): $(OBJ)/$(1:.c=.o) $(if $(filter tools/%,$(1)),$(patsubst %.c,$(OBJ)/%.o,$(TOOL_SRC))) $(call room_libs,server)
+	$$(call say,LINK,$$@)
+	$(Q)mkdir -p $$(@D)
+	$(Q)$(CC) $(LDFLAGS) -o $$@ $$^ $(if $(filter tools/%,$(1)),$(SYS_tools)) $(SYS_server)
+endef
+$(foreach p,$(PROGRAM_SRC) $(BENCH_SRC),$(eval $(call PROGRAM_RULE,$(p))))
+
+# A unit test links what its room may know and nothing else: room_module_test.c.
+define UNIT_RULE
+$(TESTBIN)/$(1): $(OBJ)/tests/unit/$(1).o $(call room_libs,$(firstword $(subst _, ,$(1))))
+	$$(call say,LINK,$$@)
+	$(Q)mkdir -p $$(@D)
+	$(Q)$(CC) $(LDFLAGS) -o $$@ $$^ -lcmocka $(SYS_$(firstword $(subst _, ,$(1))))
+endef
+$(foreach t,$(UNIT_SRC),$(eval $(call UNIT_RULE,$(notdir $(t:.c=)))))
+
+# A fuzzer is fuzz_room_what.c with its corpus in tests/fuzz/corpus/room_what/. `make test` replays
+# the corpus with an ordinary main; `make fuzz` runs libFuzzer under ASan and UBSan.
+fuzz_room = $(word 2,$(subst _, ,$(1)))
+define FUZZ_RULE
+$(TESTBIN)/replay_$(1): $(OBJ)/tests/fuzz/$(1).o $(OBJ)/tests/fuzz/replay.o $(call room_libs,$(call fuzz_room,$(1)))
+	$$(call say,LINK,$$@)
+	$(Q)mkdir -p $$(@D)
+	$(Q)$(CC) $(LDFLAGS) -o $$@ $$^ $(SYS_$(call fuzz_room,$(1)))
+build/fuzz/$(1): tests/fuzz/$(1).c $(filter $(call fuzz_room,$(1))/% $(foreach d,$(DEPS_$(call fuzz_room,$(1))),$(d)/%),$(PLAIN_SRC) $(KERNEL_SRC)) $(HEADERS)
+	$$(call say,FUZZ,$$@)
+	$(Q)mkdir -p $$(@D)
+	$(Q)tools/build-fuzzer.sh $$@ $$(filter %.c,$$^) -- $(CSTD) -I. $(SYS_$(call fuzz_room,$(1)))
+endef
+$(foreach f,$(FUZZ_SRC),$(eval $(call FUZZ_RULE,$(notdir $(f:.c=)))))
+
+-include $(shell find $(OBJ) -name '*.d' 2>/dev/null)

@@ -1,0 +1,28 @@
+#pragma once
+/* The running server: the parts that commands reach through their client. Owned by kith_server.c,
+ * which builds it at start and takes it apart at the end. */
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct config;
+struct shard;
+struct net;
+struct engine_link;
+struct slowlog;
+
+struct server {
+    struct config *config;
+    struct shard *shard;
+    struct net *net;
+    struct engine_link *engine; /* NULL without --embedder */
+    struct slowlog *slowlog;
+    int64_t started_unix_s;
+    char run_id[41];
+    /* Set by SIGTERM, SIGINT or SHUTDOWN: the loops end, replies drain. */
+    _Atomic bool stopping, stop_without_save;
+};
+
+#define KITH_VERSION "0.1.0"
+#define KITH_REDIS_VERSION "8.2.0" /* the Redis whose behaviour is matched */
