@@ -1,4 +1,5 @@
 # kith: one page that builds, tests and runs everything. `make help` says what there is.
+.DEFAULT_GOAL := all
 #
 # VARIANT=release (default) | asan | tsan   each has its own tree below build/
 # V=1 shows the commands.
@@ -42,7 +43,9 @@ SYS_index := $(SYS_base)
 SYS_engine := -lutf8proc $(SYS_base)
 SYS_replication := $(SYS_storage) $(SYS_protocol)
 SYS_server := -levent_core -levent_pthreads $(SYS_storage) $(SYS_protocol) $(SYS_engine)
-SYS_tools := -ljansson
+SYS_tools := -ljansson -lhiredis
+
+KERNEL_CHECK := -DKITH_ISA=scalar -DKITH_ISA_scalar=1
 
 # --- sources: kith_*.c is a program, *_kernels.c is compiled once per instruction set -----------
 SRC := $(wildcard $(addsuffix /*.c,$(ROOMS)))
@@ -77,9 +80,84 @@ FUZZERS := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(FUZZ_SRC))
 BENCH_SRC := $(wildcard bench/*.c)
 BENCHES := $(foreach p,$(BENCH_SRC),$(BIN)/$(subst _,-,$(notdir $(p:.c=))))
 
-.PHONY: all programs
-all: programs
+.PHONY: all programs deps deps-test model models run test test-quick check check-long bench fuzz \
+	lint format clean help install docs units
+
+all: deps programs
 programs: $(PROGRAMS)
+
+# --- what people type ---------------------------------------------------------------------------
+help:
+	@sed -n 's/^#: //p' Makefile
+
+#: make            install what is missing, build everything into build/bin
+#: make run        the same, then fetch the default model, start a server with a sample corpus
+#:                 PORT=6379 DIR=data
+run: deps
+	@$(MAKE) --no-print-directory programs
+	@tools/model.sh q8_0
+	@PORT='$(PORT)' DIR='$(DIR)' tools/run.sh
+
+#: make test       every test: unit, integration, crash, fuzz corpora; ends with a count
+#:                 VARIANT=asan | tsan runs them under a sanitizer
+test: deps deps-test
+	@$(MAKE) --no-print-directory programs units
+	@tools/model.sh f32 f16 q8_0
+	@VARIANT='$(VARIANT)' tools/test.sh
+
+#: make check-long the long versions: thousands of kills and damaged files, minutes of fuzzing
+check-long: deps deps-test
+	@$(MAKE) --no-print-directory programs units
+	@tools/model.sh f32 f16 q8_0
+	@KITH_LONG=1 VARIANT='$(VARIANT)' tools/test.sh
+
+#: make bench      the figures of the README, beside their peers, as tables, CSV and PNG
+bench: deps deps-test
+	@$(MAKE) --no-print-directory programs $(BENCHES)
+	@tools/model.sh f32 f16 q8_0
+	@tools/bench.sh
+
+#: make fuzz       libFuzzer on every parser of outside bytes, FUZZ_SECONDS=60 each
+FUZZ_SECONDS ?= 60
+fuzz: deps deps-test $(FUZZERS)
+	@tools/fuzz.sh $(FUZZ_SECONDS) $(FUZZERS)
+
+#: make lint       format, warnings as errors, headers that stand alone, rooms that keep their walls
+lint: deps deps-test
+	@$(MAKE) --no-print-directory programs
+	@CC='$(CC)' CFLAGS='$(CSTD) $(WARN) -I. $(KERNEL_CHECK)' tools/lint.sh
+
+#: make format     clang-format over every source
+format:
+	@clang-format -i $$(git ls-files --cached --others --exclude-standard '*.c' '*.h')
+
+#: make docs       docs/commands.md and docs/configuration.md from the tables
+docs: programs
+	@$(BIN)/kith-docs commands > docs/commands.md
+	@$(BIN)/kith-docs configuration > docs/configuration.md
+
+#: make model      fetch and convert the default model, all-MiniLM-L6-v2
+model: deps programs
+	@tools/model.sh q8_0
+
+#: make deps       install the packages a build needs (Debian); elsewhere print them
+deps:
+	@tools/deps.sh build
+deps-test:
+	@tools/deps.sh test
+
+#: make install    programs and man pages below PREFIX=/usr/local
+PREFIX ?= /usr/local
+install: programs
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 755 $(filter-out %/kith-docs %/kith-sample,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 docs/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+
+#: make clean      remove build/ (the fetched model stays in ~/.cache/kith)
+clean:
+	rm -rf build
+
+units: $(UNIT) $(REPLAY)
 
 # --- rules --------------------------------------------------------------------------------------
 $(OBJ)/%.o: %.c

@@ -37,6 +37,19 @@ int log_open(const char *path, const char *role)
     return 0;
 }
 
+int log_reopen(const char *path)
+{
+    if (!path || !*path || out_fd == 2)
+        return 0;
+    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return KITH_EIO;
+    int rc =
+        dup3(fd, out_fd, O_CLOEXEC); /* one step, so that writers never see a closed file */
+    close(fd);
+    return rc < 0 ? KITH_EIO : 0;
+}
+
 void log_set_level(enum log_level level)
 {
     atomic_store(&threshold, (int)level);

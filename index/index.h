@@ -12,15 +12,17 @@
  * Vectors are compared by cosine: they are normalised on the way in, and the scale (L2 norm) is
  * kept with the code. A distance is 1 - cosine, in [0, 2].
  *
- * A new vector is searchable at once and linked soon: index_add writes its code and puts it in the
- * *tail*, which searches scan flat; link workers (index_link) take it into the graph. A removed
- * vector leaves the results at once; index_link also unlinks it, repairs its neighbours and hands
- * the slot back through `on_slot_free` when no reader can hold it.
+ * A new vector is searchable at once and linked soon: index_add writes its code and puts it in
+ * the *tail*, which searches scan flat; link workers (index_link) take it into the graph. A
+ * removed vector leaves the results at once; index_link also unlinks it, repairs its neighbours
+ * and hands the slot back through `on_slot_free` when no reader can hold it.
  *
  * Threads. One owner at a time (the lock handed to index_open) calls add, remove, save, and
- * commits; index_link may be called by many threads and takes the lock itself for its short commit.
- * Searches come from any thread, take no lock, and need an epoch bracket around search and use of
- * results only for the slots' meaning; each thread brings its own struct index_scratch.
+ * commits; index_link may be called by many threads and takes the lock itself for its short
+ * commit. Searches and the readers below them come from any thread, take no lock, and stand
+ * inside an epoch bracket, which the caller keeps until it has turned slots into names; each
+ * thread brings its own struct index_scratch. The owner's calls and index_link are made outside
+ * of any bracket.
  *
  *   Y. Malkov and D. Yashunin, Efficient and robust approximate nearest neighbor search using
  *   Hierarchical Navigable Small World graphs (2018): algorithms 1 to 5. */
@@ -43,7 +45,7 @@ struct index_params {
     enum index_kind kind;
     enum index_quant quant;
     uint32_t dim;             /* 1 .. INDEX_DIM_MAX */
-    uint32_t m;               /* links a level above 0; level 0 has 2m */
+    uint32_t m;               /* links a level above 0; level 0 has 2m (flat: unused) */
     uint32_t ef_construction; /* default 200 */
 };
 
@@ -58,7 +60,7 @@ struct index_arrays {
 
 struct index_options {
     pthread_mutex_t *owner; /* the collection's lock */
-    uint32_t tail_max;      /* unlinked vectors at which index_tail_full says so; default 4,096 */
+    uint32_t tail_max; /* unlinked vectors at which index_tail_full says so; default 4,096 */
     /* Called with the owner's lock held when a removed slot may be given out again. */
     void (*on_slot_free)(void *arg, uint32_t slot);
     void *arg;
@@ -66,8 +68,8 @@ struct index_options {
 
 struct index;
 
-/* `state` is what index_save wrote at the checkpoint the arrays stand for (NULL: a new index). Work
- * that was under way then (unlinked, half-removed slots) is found in it and resumed.
+/* `state` is what index_save wrote at the checkpoint the arrays stand for (NULL: a new index).
+ * Work that was under way then (unlinked, half-removed slots) is found in it and resumed.
  * Errors: KITH_EINVAL, KITH_ENOMEM, KITH_ECORRUPT (state and arrays do not fit). */
 int index_open(struct index **out, const struct index_params *params,
                const struct index_arrays *arrays, const struct index_options *options,
@@ -76,14 +78,17 @@ int index_open(struct index **out, const struct index_params *params,
 void index_free(struct index *x);
 const struct index_params *index_params(const struct index *x);
 
-/* Owner. vector: dim floats, finite, not all zero is not required (a zero vector has distance 1 to
- * everything). level_seed decides the level (hash of the element's name), so that levels are the
- * same on every node. The arrays must already have the slot (the owner grows codes and links). */
+/* Owner. vector: dim floats, finite; a zero vector has distance 1 to everything. level_seed
+ * decides the level (hash of the element's name), so that levels are the same on every node.
+ * The arrays must already have the slot: the owner grows codes and links, the index grows
+ * upper. Errors: KITH_EINVAL, KITH_EEXISTS (in use, or removed and not yet handed back),
+ * KITH_ENOMEM, KITH_ECORRUPT; nothing has changed then. */
 int index_add(struct index *x, uint32_t slot, const float *vector, uint64_t level_seed,
               struct err *e);
+/* Owner. Errors: KITH_ENOTFOUND, KITH_ENOMEM, KITH_ECORRUPT; nothing has changed then. */
 int index_remove(struct index *x, uint32_t slot, struct err *e);
-/* Owner. What a checkpoint needs besides the arrays: entry point, counts, tail, pending removals.
- * Small. */
+/* Owner. What a checkpoint needs besides the arrays: entry point, counts, tail, pending
+ * removals. Small. */
 void index_save(struct index *x, struct buf *out);
 
 /* True when writers should wait for link workers. Any thread. */
@@ -95,9 +100,12 @@ struct index_scratch;
 struct index_scratch *index_scratch_new(void); /* serves any index; grows as needed */
 void index_scratch_free(struct index_scratch *s);
 
-/* Links one vector of the tail, or finishes one removal. Returns 1 when something was done, 0 when
- * there was nothing, or a negative code (damage, out of memory: the vector stays in the tail and
- * stays searchable). Takes the owner's lock for its commit; the caller holds nothing. */
+/* Links one vector of the tail, unlinks one removed slot, or hands a batch of unlinked slots
+ * back. Returns 1 when something was done, 0 when there is nothing to do now (what
+ * index_link_pending still shows then waits for a call under way on another thread, which will
+ * return 1), or a negative code (damage, out of memory: the vector stays in the tail and
+ * searchable, and its turn comes again after all others; pause before the next call). Takes the
+ * owner's lock for its commit; the caller holds no lock and stands in no epoch bracket. */
 int index_link(struct index *x, struct index_scratch *s, struct err *e);
 
 struct index_hit {
@@ -106,11 +114,14 @@ struct index_hit {
 };
 
 struct index_query {
-    const float *vector;   /* dim floats; need not be normalised */
-    uint32_t slot;         /* or the stored vector of this slot, when vector is NULL */
-    uint32_t k;            /* how many at most */
-    uint32_t ef;           /* candidates kept; at least k is used */
-    bool exact;            /* flat scan over everything, whatever the kind */
+    const float *vector; /* dim floats; need not be normalised */
+    uint32_t slot;       /* or the stored vector of this slot, when vector is NULL */
+    uint32_t k;          /* how many at most */
+    uint32_t ef;         /* candidates kept; at least k is used */
+    bool exact;          /* flat scan over everything, whatever the kind */
+    /* Vectors looked at after which a walk of the graph ends with what it has: the bound on a
+     * search whose accept mostly says no. 0: none. */
+    uint32_t max_visits;
     /* May be NULL: keeps a hit only where it returns true. */
     bool (*accept)(void *arg, uint32_t slot);
     void *arg;
@@ -120,7 +131,8 @@ struct index_query {
 int64_t index_search(struct index *x, struct index_scratch *s, const struct index_query *q,
                      struct index_hit *hits, struct err *e);
 
-/* The stored vector as floats, with its length (for int8: code * range / 127 * norm). out: dim. */
+/* The stored vector as floats, with its length (for int8: code * range / 127 * norm). out: dim.
+ */
 int index_vector(struct index *x, uint32_t slot, float *out, struct err *e);
 /* The code as stored: bytes, L2 norm, and for int8 the range (else 0). */
 struct index_code {
@@ -130,6 +142,12 @@ struct index_code {
 };
 int index_code(struct index *x, uint32_t slot, struct index_code *out, struct err *e);
 
+/* The neighbours of a slot at a level of the graph, nearest first. hits: room for 2m. Returns
+ * how many, or KITH_ENOTFOUND where the slot has no vector or does not reach the level; a slot
+ * still in the tail has none. Any thread, inside an epoch. */
+int64_t index_links(struct index *x, struct index_scratch *s, uint32_t slot, uint32_t level,
+                    struct index_hit *hits, struct err *e);
+
 struct index_info {
     uint32_t n_linked, n_tail, n_removing, max_level;
     uint32_t entry; /* INDEX_SLOT_NONE when empty */
@@ -137,11 +155,10 @@ struct index_info {
 struct index_info index_info(const struct index *x);
 size_t index_heap_bytes(const struct index *x); /* besides the arrays */
 
-/* Verifies the invariants (links point at live slots, no self links, levels chained, counts): calls
- * note for each finding. Owner, or offline. Returns the findings or a negative code. */
-int64_t index_check(struct index *x,
-                    void (*note)(void *arg, uint32_t slot, const char *what), void *arg,
-                    struct err *e);
+/* Verifies the invariants (links point at live slots and back, levels chained, counts):
+ * calls note for each finding. Owner, or offline. Returns the findings or a negative code. */
+int64_t index_check(struct index *x, void (*note)(void *arg, uint32_t slot, const char *what),
+                    void *arg, struct err *e);
 
 /* Which kernels were chosen at start: "avx512", "avx2", "scalar"; KITH_KERNELS forces one. */
 const char *index_kernels_name(void);

@@ -1,14 +1,15 @@
 #pragma once
-/* A client as a command sees it. The connection behind it (sockets, buffers, parsing, the gate) is
- * net.c's and stays there.
+/* A client as a command sees it. The connection behind it (sockets, buffers, parsing, the gate)
+ * is net.c's and stays there.
  *
- * Thread: a client belongs to one I/O thread; a command runs there. client_wake may be called from
- * any thread. */
+ * Thread: a client belongs to one I/O thread; a command runs there. client_wake may be called
+ * from any thread. */
 
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "base/bytes.h"
+#include "base/error.h"
 #include "base/mem.h"
 #include "protocol/resp_write.h"
 #include "server/command.h"
@@ -30,13 +31,16 @@ struct client {
     struct slice *argv;
     const struct command *command;
     const struct embedding *embedding; /* NULL unless the row has texts and there were some */
-    struct arena *arena;               /* lives until the reply was written out */
+    struct arena *arena;               /* lives until the command is done */
     struct resp_out out;               /* where to reply, in the client's protocol */
 
     /* The session. */
     uint64_t id;
     uint32_t db;
     bool in_exec; /* the command runs inside EXEC: the shard must not be left */
+    /* A command that returns COMMAND_WAIT may keep a number here for its next run; 0 at its
+     * first, and it puts 0 back when it is done. */
+    uint64_t wait_ticket;
     struct worker *worker;
     struct server *server;
 };
@@ -45,11 +49,17 @@ struct client {
 void reply_wrong_type(struct client *c);
 void reply_syntax_error(struct client *c);
 void reply_not_integer(struct client *c);
-void reply_err(struct client *c, const struct err *e); /* -ERR message, or -OOM, -ENGINE by code */
+void reply_err(struct client *c,
+               const struct err *e); /* -ERR message, or -OOM, -ENGINE by code */
 
 /* Parses a whole argument; false (and nothing replied) when it is no such number. */
 bool arg_int(struct slice s, int64_t *v);
 bool arg_double(struct slice s, double *v); /* finite or inf; NaN is refused */
+
+/* "ip:port", "[ip6]:port" or "path:0" of the peer, and what CLIENT SETNAME gave ("" when
+ * nothing). */
+void client_address(const struct client *c, char *out, size_t n);
+const char *client_name(const struct client *c);
 
 /* A handle that outlives the client: a client that has gone is simply not found. */
 struct client_ref {

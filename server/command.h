@@ -1,9 +1,9 @@
 #pragma once
 /* What a command is: one table row and one function.
  *
- * The rows stand beside the functions in the cmd_*.c files, each file exporting one array that ends
- * with a row of NULL name; command.c joins them. The same rows make COMMAND, COMMAND DOCS and
- * docs/commands.md. */
+ * The rows stand beside the functions in the cmd_*.c files, each file exporting one array that
+ * ends with a row of NULL name; command.c joins them. The same rows make COMMAND, COMMAND DOCS
+ * and docs/commands.md. */
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -17,24 +17,24 @@ enum command_flag {
     CMD_READONLY = 1 << 1, /* reads data: runs with the shard entered */
     CMD_FAST = 1 << 2,
     CMD_ADMIN = 1 << 3,
-    CMD_DENYOOM = 1 << 4,  /* refused past maxmemory */
-    CMD_NO_AUTH = 1 << 5,  /* allowed before AUTH */
-    CMD_NO_MULTI = 1 << 6, /* refused inside MULTI */
-    CMD_IN_MULTI = 1 << 7, /* runs at once inside MULTI instead of being queued */
-    CMD_LOADING = 1 << 8,  /* allowed while the data is being loaded */
+    CMD_DENYOOM = 1 << 4,   /* refused past maxmemory */
+    CMD_NO_AUTH = 1 << 5,   /* allowed before AUTH */
+    CMD_NO_MULTI = 1 << 6,  /* refused inside MULTI */
+    CMD_IN_MULTI = 1 << 7,  /* runs at once inside MULTI instead of being queued */
+    CMD_LOADING = 1 << 8,   /* allowed while the data is being loaded */
     CMD_NO_MONITOR = 1 << 9 /* not shown to MONITOR (AUTH, HELLO) */
 };
 
 enum command_result {
     COMMAND_DONE,
-    /* Nothing was done and nothing replied: run me again when the client is woken (client_wake).
-     * Only before the first effect. */
+    /* Nothing was done and nothing replied: run me again when the client is woken
+     * (client_wake). Only before the first effect. */
     COMMAND_WAIT
 };
 
 /* The texts of a command that must be embedded before it runs: the dispatcher sends them to the
- * engine when the command is read, so that pipelined commands share batches, and runs the command
- * with client_embedding() set when the vectors are there. */
+ * engine when the command is read, so that pipelined commands share batches, and runs the
+ * command with client_embedding() set when the vectors are there. */
 struct command_texts {
     const struct slice *first;
     uint32_t n; /* 0: none, run at once */
@@ -60,6 +60,8 @@ extern const struct command connection_commands[], server_commands[], transactio
 /* By name, ASCII case ignored; a subcommand when there is one. NULL when unknown. */
 const struct command *command_lookup(const struct slice *argv, int argc);
 const struct command *command_by_name(struct slice name);
+/* The command that c is a subcommand of, or NULL. */
+const struct command *command_parent(const struct command *c);
 /* Calls fn for every command (not subcommands) in name order. */
 void command_each(void (*fn)(void *arg, const struct command *c), void *arg);
 int command_count(void);

@@ -3,8 +3,8 @@
  * read from a file of redis.conf's form, then from --name value options, then CONFIG SET.
  *
  * Thread: strings and what is not changeable are fixed after start; numbers that CONFIG SET can
- * change are atomics, read anywhere. CONFIG GET/SET/REWRITE run one at a time under the config's
- * own lock. */
+ * change are atomics, read anywhere. CONFIG GET/SET/REWRITE run one at a time under the
+ * config's own lock. */
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -27,6 +27,7 @@ struct config {
         client_output_buffer_limit, engine_timeout_ms, checkpoint_interval_s,
         checkpoint_log_bytes, checkpoint_dirty_limit, vset_tail_max;
     _Atomic int appendfsync, loglevel; /* index into the row's words; use config_word */
+    _Atomic int protected_mode;        /* 1: yes; see config_protected */
     char *requirepass;                 /* changeable: read under config_lock */
 
     struct config_state *state; /* file name, lock, what was set where */
@@ -34,21 +35,28 @@ struct config {
 
 int config_new(struct config **out, struct err *e); /* all defaults */
 void config_free(struct config *c);
-/* argv after the program's name: [FILE] [--name value ...]. An error names the setting, what came
- * and what is allowed, with file and line where it came from a file. */
+/* argv after the program's name: [FILE] [--name value ...]. An error names the setting, what
+ * came and what is allowed, with file and line where it came from a file. */
 int config_load(struct config *c, int argc, char **argv, struct err *e);
 
-/* CONFIG GET: appends name and value of every setting that matches one of the glob patterns;
- * calls fn for each. */
+/* CONFIG GET: calls fn with name and value of every setting whose name matches one of the glob
+ * patterns. Thread: any; fn runs under the config's lock. */
 void config_get(struct config *c, const struct slice *patterns, int n,
                 void (*fn)(void *arg, const char *name, const char *value), void *arg);
-/* CONFIG SET of n pairs, all or none. changed is told every name that took effect. */
+/* CONFIG SET of n pairs, all or none. changed is told every name that took effect, after the
+ * lock was given back. The message of an error is Redis' whole sentence without the code. */
 int config_set(struct config *c, const struct slice *pairs, int n_pairs,
                void (*changed)(void *arg, const char *name), void *arg, struct err *e);
-/* Writes the file again, keeping its comments and order. */
+/* Writes the file again, keeping its comments and order; settings that differ from what the
+ * file says are replaced or added. KITH_ENOTFOUND when the server was started without a file.
+ */
 int config_rewrite(struct config *c, struct err *e);
+/* Whether clients from other machines must be turned away: protected-mode is on and there is no
+ * password. Takes the lock. */
+bool config_protected(struct config *c);
 /* The word of a setting that is one of several ("always", "notice"). */
 const char *config_word(struct config *c, const char *name);
+const char *config_file(const struct config *c); /* absolute, "" without one */
 void config_lock(struct config *c);
 void config_unlock(struct config *c);
 

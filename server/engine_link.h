@@ -1,10 +1,12 @@
 #pragma once
-/* The server's side of the engine: starts kith-engine, watches it, restarts it with back-off, and
- * carries texts to it and vectors back (protocol/engine_wire.md).
+/* The server's side of the engine: starts kith-engine, watches it, restarts it with back-off,
+ * and carries texts to it and vectors back (protocol/engine_wire.md).
  *
- * A request under way when the engine dies, hangs (no PONG within engine-timeout-ms) or is stopped
- * gets its answer, an ENGINE error, within a second: a client never waits for a dead engine. Texts
- * are bounded: past engine-queue-tokens' worth of bytes a request is refused with BUSY.
+ * A request under way when the engine dies, hangs (no PONG within engine-timeout-ms) or is
+ * stopped gets its answer, an ENGINE error, within a second: a client never waits for a dead
+ * engine. A request that comes while the model is being loaded waits for it, at most timeout_ms
+ * from the engine's start. Texts are bounded: past engine-queue-tokens' worth of bytes a
+ * request is refused with BUSY.
  *
  * Owns: the child process and one thread that reads its answers. Thread: engine_embed from any
  * thread; `done` is called on the link's thread and must only hand over (worker_post). */
@@ -40,13 +42,13 @@ int engine_link_open(struct engine_link **out, const struct engine_link_options 
 int engine_link_wait_ready(struct engine_link *l, int64_t timeout_ms, struct err *e);
 void engine_link_close(struct engine_link *l);
 
-/* Sends n texts (copied). done is called exactly once, also when this returns an error code: then
- * before it returns. */
+/* Sends n texts (copied). done is called exactly once, also when this returns an error code:
+ * then before it returns. */
 int engine_embed(struct engine_link *l, const struct slice *texts, uint32_t n, bool truncate,
                  void (*done)(void *arg, const struct engine_answer *a), void *arg);
 
-/* False while the engine is down; then *model keeps what it last was (a set's model can still be
- * named). */
+/* False while the engine is down; then *model keeps what it last was (a set's model can still
+ * be named). */
 bool engine_link_model(struct engine_link *l, struct engine_model *model);
 
 struct engine_stats {
@@ -56,3 +58,4 @@ struct engine_stats {
     char last_error[256];
 };
 void engine_link_stats(struct engine_link *l, struct engine_stats *out);
+void engine_link_set_timeout(struct engine_link *l, int64_t timeout_ms); /* any thread */

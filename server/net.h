@@ -1,11 +1,11 @@
 #pragma once
-/* The network: listeners, I/O threads (workers), connections, and the gate that holds replies until
- * what they show is durable.
+/* The network: listeners, I/O threads (workers), connections, and the gate that holds replies
+ * until what they show is durable.
  *
- * A worker is a thread with a libevent loop and its own connections. One round of its loop: read
- * every ready socket, parse, run the commands (taking the shard's lock once), then flush the log
- * once, then write the replies whose gate is open. Replies whose index is not yet released wait
- * in their connection, in order, until the log's thread calls net_released.
+ * A worker is a thread with a libevent loop and its own connections. One round of its loop:
+ * read every ready socket, parse, run the commands (taking the shard's lock once), then flush
+ * the log once, then write the replies whose gate is open. Replies whose index is not yet
+ * released wait in their connection, in order, until the log's thread calls net_released.
  *
  * Thread: each worker owns its connections; worker_post is the only door between threads. */
 
@@ -22,17 +22,18 @@ struct server;
 /* Binds and listens per the config; then net_start starts the workers. */
 int net_open(struct net **out, struct server *server, struct err *e);
 int net_start(struct net *n, struct err *e);
-/* Stops accepting, lets what is under way finish and replies drain (at most drain_ms), joins the
- * workers, closes everything. */
+/* Stops accepting, lets what is under way finish and replies drain (at most drain_ms), joins
+ * the workers, closes everything. */
 void net_close(struct net *n, int64_t drain_ms);
 /* The released log index moved: any thread. */
 void net_released(struct net *n);
 
-/* Runs fn(arg) on the worker's thread soon. Any thread. Never refused: what is posted is bounded by
- * what the worker itself asked for. */
-void worker_post(struct worker *w, void (*fn)(void *arg), void *arg);
-/* Gives the shard back before a long read-only piece of a command (a search); no-op inside EXEC.
- * The worker takes it again when the next command needs it. */
+/* Runs fn(arg) on the worker's thread soon; false, and fn is never run, when memory is out or
+ * the worker is no more (net_close). Any thread. There is no limit here: what is posted is
+ * bounded by what the worker itself asked for. */
+bool worker_post(struct worker *w, void (*fn)(void *arg), void *arg);
+/* Gives the shard back before a long read-only piece of a command (a search); no-op inside
+ * EXEC. The worker takes it again when the next command needs it. */
 void worker_leave_shard(struct client *c);
 
 struct net_stats {

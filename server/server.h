@@ -12,14 +12,21 @@ struct net;
 struct engine_link;
 struct slowlog;
 
+/* Counters as they were at CONFIG RESETSTAT: INFO shows what came since. */
+struct server_reset {
+    _Atomic uint64_t connections, rejected, commands, bytes_in, bytes_out, errors;
+};
+
 struct server {
     struct config *config;
     struct shard *shard;
     struct net *net;
     struct engine_link *engine; /* NULL without --embedder */
     struct slowlog *slowlog;
+    struct server_reset reset;
     int64_t started_unix_s;
     char run_id[41];
+    char executable[256];
     /* Set by SIGTERM, SIGINT or SHUTDOWN: the loops end, replies drain. */
     _Atomic bool stopping, stop_without_save;
 };

@@ -40,16 +40,18 @@ uint64_t shard_key_version(struct shard *s, uint32_t db, struct slice key);
 /* For INFO, DBSIZE and the timer. */
 struct shard_stats {
     uint64_t n_keys[16], n_expires[16];
-    uint64_t n_vectors, n_unlinked;
+    uint64_t n_vector_sets, n_vectors, n_unlinked;
     uint64_t expired_keys, hits, misses;
     uint64_t log_last, log_written, log_durable, log_bytes;
     uint64_t checkpoint_index, n_checkpoints, store_bytes, dirty_bytes;
     int64_t last_checkpoint_unix_s, last_checkpoint_ms;
     bool checkpoint_running;
     bool last_checkpoint_ok;
-    char write_refusal[256]; /* why writes are refused now, "" when they are not */
+    char write_refusal[ERR_MESSAGE_MAX]; /* why writes are refused now, "" when they are not */
 };
 void shard_stats(struct shard *s, struct shard_stats *out); /* takes the lock itself */
+void shard_reset_stats(struct shard *s);                    /* likewise */
+uint64_t shard_used_memory(struct shard *s); /* of the allocator, sampled by the tick; no lock */
 
 /* The timer's work: expired keys, checkpoint planning, memory pressure. Ten times a second from the
  * first I/O thread, takes the lock itself. */
@@ -86,3 +88,18 @@ uint64_t shard_checkpoint_start(struct shard *s);
 int shard_checkpoint_done(struct shard *s, uint64_t ticket, struct err *e);
 struct waitlist;
 struct waitlist *shard_checkpoint_waiters(struct shard *s);
+
+/* DEBUG. An order-independent digest of all data; and: everything again from the store, which
+ * returns 1 when done, 0 when the client was parked until a checkpoint is made, or an error. */
+int shard_digest(struct shard *s, uint64_t out[2], struct err *e);
+int shard_reload(struct shard *s, struct client *c, struct err *e);
+
+/* Offline: everything of a data directory, nothing is changed. Returns the number of findings or a
+ * negative code. */
+struct shard_check_report {
+    void (*note)(void *arg, const char *where, const char *what);
+    void (*progress)(void *arg, uint64_t n_elements); /* or NULL */
+    void *arg;
+    uint64_t n_keys, n_sets, n_elements; /* filled */
+};
+int64_t shard_check(const char *dir, struct shard_check_report *report, struct err *e);

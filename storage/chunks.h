@@ -1,8 +1,8 @@
 #pragma once
 /* Chunked arrays: record arrays (base/records.h) that live in the store.
  *
- * A chunk is one LMDB value of CHUNK_PAGES pages' worth of bytes, so that no page is wasted, and
- * begins with a header that makes its records start on a cache line:
+ * A chunk is one LMDB value of CHUNK_PAGES pages' worth of bytes, so that no page is wasted,
+ * and begins with a header that makes its records start on a cache line:
  *
  *   value = { u64 xxh3 of the rest | u32 magic | u32 array | u32 chunk | u32 stride |
  *             u32 n_records | 20 bytes zero | records }            48-byte header
@@ -13,16 +13,16 @@
  *
  * States of a chunk:   mapped ──writable──► dirty ──freeze──► frozen ──settle──► mapped
  *                                             ▲                  │
- *                                             └──── writable ────┘ (a new copy; the frozen one goes
- *                                                                   on being written)
+ *                                             └──── writable ────┘ (a new copy; the frozen one
+ * goes on being written)
  *
- * A checkpoint: under every owner's lock at once chunks_freeze (no copying: the dirty list changes
- * hands); then without locks chunks_write each into the transaction; store_commit; store_refresh;
- * chunks_settle under the owner's lock; store_refreshed. If the commit failed, chunks_settle with
- * committed = false puts the frozen chunks back among the dirty.
+ * A checkpoint: under every owner's lock at once chunks_freeze (no copying: the dirty list
+ * changes hands); then without locks chunks_write each into the transaction; store_commit;
+ * store_refresh; chunks_settle under the owner's lock; store_refreshed. If the commit failed,
+ * chunks_settle with committed = false puts the frozen chunks back among the dirty.
  *
- * Owns: heap copies. Thread: as records.h; freeze and settle need the owner's lock, write is the
- * checkpointer's. */
+ * Owns: heap copies. Thread: as records.h; freeze and settle need the owner's lock, write is
+ * the checkpointer's. */
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -35,8 +35,8 @@ enum { CHUNK_PAGES = 16, CHUNK_HEADER_BYTES = 48 };
 
 struct chunks;
 
-/* n_records is what the owner remembers of the array as of the checkpoint (0: a new one); a chunk
- * that should exist and does not is KITH_ECORRUPT when it is read. */
+/* n_records is what the owner remembers of the array as of the checkpoint (0: a new one); a
+ * chunk that should exist and does not is KITH_ECORRUPT when it is read. */
 int chunks_open(struct chunks **out, struct store *s, uint32_t array, uint32_t stride,
                 uint32_t n_records, struct err *e);
 /* When no reader is inside and no checkpoint is under way with it. The stored chunks stay. */

@@ -2,17 +2,17 @@
 /* The store: the LMDB environment, the durable home of everything.
  *
  * Four tables of checksummed values under pairs of 32-bit numbers. The store does not know what
- * they mean. Writing happens in one transaction at a time, the checkpoint's; reading goes through
- * one long-lived read transaction that the checkpoint renews (see storage/chunks.h), so a pointer
- * into the map stays valid until the reader leaves its epoch bracket.
+ * they mean. Writing happens in one transaction at a time, the checkpoint's; reading goes
+ * through one long-lived read transaction that the checkpoint renews (see storage/chunks.h), so
+ * a pointer into the map stays valid until the reader leaves its epoch bracket.
  *
  *   value = { u64 xxh3 of table, key and the bytes after | bytes }     (chunks: see chunks.h)
  *
  * LMDB trusts its file: a flipped bit is a wrong answer, a zeroed page an abort, a cut file a
- * SIGBUS. So store_open walks the file's trees with code of its own first (page numbers, bounds,
- * key order, every page used once or free), values carry checksums, counts of entries are kept in
- * the meta record and compared, and a SIGBUS or an LMDB assertion inside the map turns into an
- * unhealthy store and KITH_ECORRUPT, not into a dead process.
+ * SIGBUS. So store_open walks the file's trees with code of its own first (page numbers,
+ * bounds, key order, every page used once or free), values carry checksums, counts of entries
+ * are kept in the meta record and compared, and a SIGBUS or an LMDB assertion inside the map
+ * turns into an unhealthy store and KITH_ECORRUPT, not into a dead process.
  *
  * Owns: DIR/store/ (data.mdb, lock.mdb). Thread: reads from any thread; one writer. */
 
@@ -39,21 +39,22 @@ struct store_state {
     uint64_t checkpoints;  /* how many were committed, ever */
 };
 
-/* A new directory is created; KITH_EBUSY when another process has it, KITH_ECORRUPT names the place
- * of the damage, KITH_EFORMAT a version this build does not read. */
+/* A new directory is created; KITH_EBUSY when another process has it, KITH_ECORRUPT names the
+ * place of the damage, KITH_EFORMAT a version this build does not read. */
 int store_open(struct store **out, const char *dir, const struct store_options *options,
                struct err *e);
 void store_close(struct store *s); /* after every chunk array on it was freed */
 struct store_state store_state(struct store *s);
-/* False after damage was met in the map of a running process: answers read since are suspect. */
+/* False after damage was met in the map of a running process: answers read since are suspect.
+ */
 bool store_healthy(const struct store *s);
 uint64_t store_file_bytes(struct store *s);
 
 /* A copy of the value (a, b), checked, appended to out. KITH_ENOTFOUND, KITH_ECORRUPT. */
 int store_get(struct store *s, enum store_table table, uint32_t a, uint32_t b, struct buf *out,
               struct err *e);
-/* Calls fn for every value of a table in key order, checked; stops at the first non-zero. The bytes
- * are valid during the call. Not for STORE_CHUNKS. */
+/* Calls fn for every value of a table in key order, checked; stops at the first non-zero. The
+ * bytes are valid during the call. Not for STORE_CHUNKS. */
 int store_each(struct store *s, enum store_table table,
                int (*fn)(void *arg, uint32_t a, uint32_t b, const void *p, size_t n,
                          struct err *e),
@@ -66,19 +67,20 @@ int store_put(struct store_write *w, enum store_table table, uint32_t a, uint32_
 int store_delete(struct store_write *w, enum store_table table, uint32_t a, uint32_t b,
                  struct err *e); /* absent is no error */
 /* All (a, *) of a table, at most `limit` of them (0: all); returns how many were deleted, or a
- * negative code. A huge set is deleted over several checkpoints, since a long list of freed pages
- * makes LMDB's allocator slow. */
+ * negative code. A huge set is deleted over several checkpoints, since a long list of freed
+ * pages makes LMDB's allocator slow. */
 int64_t store_delete_all(struct store_write *w, enum store_table table, uint32_t a,
                          uint64_t limit, struct err *e);
 /* Durable when it returns 0; a failed commit changes nothing and the store goes on. */
 int store_commit(struct store_write *w, uint64_t epoch, uint64_t index, struct err *e);
 void store_abort(struct store_write *w);
-/* After a commit: opens the read transaction of the new state for everybody. Call chunks_settle on
- * every array that took part, then store_refreshed, which waits until no reader is left on the old
- * one and ends it. Thread: the checkpointer, outside any epoch bracket. */
+/* After a commit: opens the read transaction of the new state for everybody. Call chunks_settle
+ * on every array that took part, then store_refreshed, which waits until no reader is left on
+ * the old one and ends it. Thread: the checkpointer, outside any epoch bracket. */
 int store_refresh(struct store *s, struct err *e);
 void store_refreshed(struct store *s);
 
-/* Offline: walks pages, checks every value of every table. Returns findings or a negative code. */
+/* Offline: walks pages, checks every value of every table. Returns findings or a negative code.
+ */
 int store_check(const char *dir, void (*note)(void *arg, const char *where, const char *what),
                 void *arg, struct err *e);

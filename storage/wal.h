@@ -1,26 +1,25 @@
 #pragma once
 /* The log: segment files of records, appended in order, made durable in groups.
  *
- * It is the write-ahead log, the replication stream and the change feed at once. It does not know
- * what a payload means. A record is one atomic change: after a crash it is there whole or not at
- * all. Indexes count from 1 and have no gaps; epochs never decrease.
+ * It is the write-ahead log, the replication stream and the change feed at once. It does not
+ * know what a payload means. A record is one atomic change: after a crash it is there whole or
+ * not at all. Indexes count from 1 and have no gaps; epochs never decrease.
  *
- *   DIR/wal/00000000000000000001.wal   segment, named by its first index; preallocated, so that a
- *                                      full disk shows when a segment is made and never later
- *   DIR/wal/durable                    the newest index known durable, written (not synced) after
- *                                      each sync: lets recovery tell a torn tail, which it cuts,
- *                                      from damage to what was acknowledged, which it reports
+ *   DIR/wal/00000000000000000001.wal   segment, named by its first index; preallocated, so that
+ * a full disk shows when a segment is made and never later DIR/wal/durable the newest index
+ * known durable, written (not synced) after each sync: lets recovery tell a torn tail, which it
+ * cuts, from damage to what was acknowledged, which it reports
  *
- *   record = { u64 xxh3 of the rest | u32 length | u32 magic | u64 epoch | u64 index | payload }
- *            padded to 8 bytes
+ *   record = { u64 xxh3 of the rest | u32 length | u32 magic | u64 epoch | u64 index | payload
+ * } padded to 8 bytes
  *
  * Order of a write: wal_reserve (may refuse: no space) → the caller changes its memory →
  * wal_append (cannot fail) → wal_flush or the log's own thread writes → fdatasync → the durable
- * index advances and on_advance is called. A failed fdatasync is final: on_fatal is called once,
- * the durable index never moves again, and the program must say so and end.
+ * index advances and on_advance is called. A failed fdatasync is final: on_fatal is called
+ * once, the durable index never moves again, and the program must say so and end.
  *
- * Owns: the directory DIR/wal. Thread: reserve and append are serialised inside; the callbacks come
- * from the log's own thread and must be short. */
+ * Owns: the directory DIR/wal. Thread: reserve and append are serialised inside; the callbacks
+ * come from the log's own thread and must be short. */
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -54,46 +53,49 @@ struct wal_record {
 enum { WAL_PAYLOAD_MAX = 1 << 30 };
 
 /* Opens or creates the log, checks it and cuts a torn tail. `after` is the index the checkpoint
- * stands for: the log must hold every record from after + 1 on, else KITH_ECORRUPT says which are
- * missing. Damage before the durable index is KITH_ECORRUPT with file and offset. */
+ * stands for: the log must hold every record from after + 1 on, else KITH_ECORRUPT says which
+ * are missing. Damage before the durable index is KITH_ECORRUPT with file and offset. */
 int wal_open(struct wal **out, const char *dir, const struct wal_options *options,
              uint64_t after, struct err *e);
 /* Flushes, syncs, stops the thread. */
 int wal_close(struct wal *w, struct err *e);
 
-/* Calls fn for each record with an index greater than `after`, in order. Before the first append.
- * A non-zero return stops and is returned. */
+/* Calls fn for each record with an index greater than `after`, in order. Before the first
+ * append. A non-zero return stops and is returned. */
 int wal_replay(struct wal *w, uint64_t after,
                int (*fn)(void *arg, const struct wal_record *r, struct err *e), void *arg,
                struct err *e);
 
 /* Makes sure that `bytes` of payload in at most `n_records` records can be appended without
- * failing. KITH_ENOSPC when the disk is full (try again later), KITH_ELIMIT past WAL_PAYLOAD_MAX,
- * KITH_EBUSY when more than the write buffer's limit waits to be written, KITH_ECLOSED after a
- * failed sync. Reservations do not add up: each covers the appends up to the next. */
+ * failing. KITH_ENOSPC when the disk is full (try again later), KITH_ELIMIT past
+ * WAL_PAYLOAD_MAX, KITH_EBUSY when more than the write buffer's limit waits to be written,
+ * KITH_ECLOSED after a failed sync. Reservations do not add up: each covers the appends up to
+ * the next. */
 int wal_reserve(struct wal *w, size_t bytes, uint32_t n_records, struct err *e);
 /* Appends one record under the last reservation; returns its index. */
 uint64_t wal_append(struct wal *w, uint64_t epoch, const void *payload, size_t bytes);
 
 /* Writes what was appended to the file (page cache). Not needed with WAL_SYNC_ALWAYS, where the
- * log's thread does it; with the others the caller of many appends calls it once before replying.
- * Waits for nobody else's fdatasync. KITH_ENOSPC or KITH_EIO when the write failed: it is kept and
- * tried again. */
+ * log's thread does it; with the others the caller of many appends calls it once before
+ * replying. Waits for nobody else's fdatasync. KITH_ENOSPC or KITH_EIO when the write failed:
+ * it is kept and tried again. */
 int wal_flush(struct wal *w, struct err *e);
-/* Blocks until `index` is durable on the disk, whatever the sync mode; for checkpoints and tests. */
+/* Blocks until `index` is durable on the disk, whatever the sync mode; for checkpoints and
+ * tests. */
 int wal_sync_to(struct wal *w, uint64_t index, struct err *e);
 
-uint64_t wal_last(const struct wal *w);     /* newest appended */
-uint64_t wal_written(const struct wal *w);  /* newest in the page cache: survives kill -9 */
-uint64_t wal_durable(const struct wal *w);  /* newest synced: survives a power cut */
+uint64_t wal_last(const struct wal *w);    /* newest appended */
+uint64_t wal_written(const struct wal *w); /* newest in the page cache: survives kill -9 */
+uint64_t wal_durable(const struct wal *w); /* newest synced: survives a power cut */
 /* The newest index whose effects may be shown to clients: durable with ALWAYS, else written. */
 uint64_t wal_released(const struct wal *w);
 
 void wal_set_sync(struct wal *w, enum wal_sync sync);
 /* Removes whole segments that hold only records up to `upto`. */
 int wal_trim(struct wal *w, uint64_t upto, struct err *e);
-uint64_t wal_bytes(const struct wal *w);       /* of records held, for INFO */
-uint64_t wal_bytes_after(const struct wal *w, uint64_t index); /* roughly; to plan checkpoints */
+uint64_t wal_bytes(const struct wal *w); /* of records held, for INFO */
+uint64_t wal_bytes_after(const struct wal *w,
+                         uint64_t index); /* roughly; to plan checkpoints */
 
 /* Offline: verifies every record; calls note for each finding (file, offset, what). Returns the
  * number of findings or a negative code. */

@@ -1,0 +1,164 @@
+/* Weights into panels (drawn in kernels.h), once, at load.
+ *
+ * Q8_0 weights come back out of their floats as the same codes: 32 inputs share a scale of
+ * (largest magnitude) / 127, which is how the file's own codes were made. Weights of other
+ * types are quantized by the same rule here, without rounding the scale to half precision. */
+
+#include <math.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "engine/bert_fast_internal.h"
+
+enum { ALIGNMENT = 64 };
+
+static size_t block_bytes(uint32_t panel)
+{
+    return panel * (INT8_BLOCK + sizeof(float));
+}
+
+uint32_t fast_pad(const struct bert_fast *f, uint32_t n)
+{
+    uint32_t to =
+        f->kernels->product->panel > ROW_MULTIPLE ? f->kernels->product->panel : ROW_MULTIPLE;
+    return (n + to - 1) / to * to;
+}
+
+void fast_matrix_deinit(struct fast_matrix *m)
+{
+    mem_free(m->f32);
+    mem_free(m->bias);
+    mem_free(m->int8);
+    mem_free(m->side);
+    mem_free(m->largest);
+    *m = (struct fast_matrix){0};
+}
+
+/* Output j of the stack: which tensor, and which of its rows. */
+static const struct tensor *source_row(const struct fast_source *source, uint32_t j,
+                                       uint32_t *row, const struct tensor **bias)
+{
+    unsigned i = 0;
+    while (j >= source->weights[i]->ne[1])
+        j -= (uint32_t)source->weights[i++]->ne[1];
+    *row = j;
+    *bias = source->biases[i];
+    return source->weights[i];
+}
+
+static float vector_element(const struct tensor *t, uint32_t i, float *row)
+{
+    tensor_row_f32(t, 0, row);
+    return row[i];
+}
+
+static void pack_row_f32(struct fast_matrix *m, uint32_t panel, uint32_t j, const float *row)
+{
+    float *out = m->f32 + (size_t)(j / panel) * m->n_in * panel + j % panel;
+    for (uint32_t k = 0; k < m->n_in; k++)
+        out[(size_t)k * panel] = row[k];
+}
+
+static void pack_row_int8(struct fast_matrix *m, uint32_t panel, uint32_t j, const float *row)
+{
+    uint32_t n_blocks = m->n_in / INT8_BLOCK, column = j % panel;
+    char *block = (char *)m->int8 + (size_t)(j / panel) * n_blocks * block_bytes(panel);
+    float sum = 0;
+    for (uint32_t b = 0; b < n_blocks; b++, block += block_bytes(panel), row += INT8_BLOCK) {
+        float largest = 0;
+        for (int k = 0; k < INT8_BLOCK; k++)
+            largest = fmaxf(largest, fabsf(row[k]));
+        float scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0;
+        int codes = 0;
+        for (uint32_t k = 0; k < INT8_BLOCK; k++) {
+            int code = (int)rintf(row[k] * inverse);
+            block[k / 4 * 4 * panel + 4 * column + k % 4] = (char)code;
+            codes += code;
+        }
+        memcpy(block + (size_t)panel * INT8_BLOCK + column * sizeof(float), &scale,
+               sizeof scale);
+        sum += scale * (float)codes;
+    }
+    float *side = m->side + (size_t)(j / panel) * N_SIDE * panel + column;
+    side[SIDE_SUM * panel] = sum;
+}
+
+static int allocate(const struct bert_fast *f, struct fast_matrix *m, struct err *e)
+{
+    uint32_t panel = f->kernels->product->panel;
+    size_t padded = (size_t)m->n_panels * panel, elements, bytes;
+    if (mem_mul_overflows(padded, m->n_in, &elements) ||
+        mem_mul_overflows(elements, sizeof(float), &bytes))
+        return err_set(e, KITH_ENOMEM, "a weight of %u x %u is too large", m->n_in, m->n_out);
+    if (f->precision == BERT_F32) {
+        m->f32 = mem_alloc_aligned(ALIGNMENT, bytes);
+        m->bias = mem_calloc(padded, sizeof(float));
+        if (m->f32)
+            memset(m->f32, 0, bytes);
+    } else {
+        bytes = (size_t)m->n_panels * (m->n_in / INT8_BLOCK) * block_bytes(panel);
+        m->int8 = mem_alloc_aligned(ALIGNMENT, bytes);
+        m->side = mem_calloc(padded * N_SIDE, sizeof(float));
+        if (m->int8)
+            memset(m->int8, 0, bytes);
+    }
+    if (f->precision == BERT_F32 ? !m->f32 || !m->bias : !m->int8 || !m->side)
+        return err_set(e, KITH_ENOMEM, "out of memory for packed weights of %u x %u", m->n_in,
+                       m->n_out);
+    return 0;
+}
+
+int fast_pack(struct bert_fast *f, struct fast_matrix *m, const struct fast_source *source,
+              struct err *e)
+{
+    uint32_t panel = f->kernels->product->panel;
+    m->n_in = (uint32_t)source->weights[0]->ne[0];
+    for (unsigned i = 0; i < source->n; i++)
+        m->n_out += (uint32_t)source->weights[i]->ne[1];
+    m->n_panels = (m->n_out + panel - 1) / panel;
+    float *row = mem_alloc_n((size_t)m->n_in + m->n_out, sizeof *row);
+    int rc =
+        row ? allocate(f, m, e) : err_set(e, KITH_ENOMEM, "out of memory for a weight row");
+    for (uint32_t j = 0; rc == 0 && j < m->n_out; j++) {
+        uint32_t source_j;
+        const struct tensor *bias, *w = source_row(source, j, &source_j, &bias);
+        float b = vector_element(bias, source_j, row);
+        tensor_row_f32(w, source_j, row);
+        if (f->precision == BERT_F32) {
+            m->bias[j] = b;
+            pack_row_f32(m, panel, j, row);
+        } else {
+            pack_row_int8(m, panel, j, row);
+            m->side[((size_t)(j / panel) * N_SIDE + SIDE_BIAS) * panel + j % panel] = b;
+        }
+    }
+    mem_free(row);
+    return rc;
+}
+
+int fast_pack_outliers(const struct bert_fast *f, struct fast_matrix *m,
+                       const struct fast_source *source, struct err *e)
+{
+    uint32_t panel = f->kernels->product->panel;
+    float *row = mem_alloc_n(m->n_in, sizeof *row);
+    if (!row)
+        return err_set(e, KITH_ENOMEM, "out of memory for a weight row");
+    for (m->n_outliers = 0; m->n_outliers < OUTLIERS_MAX; m->n_outliers++) {
+        uint32_t best = 0;
+        for (uint32_t k = 1; k < m->n_in; k++)
+            if (m->largest[k] > m->largest[best])
+                best = k;
+        m->outliers[m->n_outliers] = best;
+        m->largest[best] = -1;
+    }
+    for (uint32_t j = 0; j < m->n_out; j++) {
+        uint32_t source_j;
+        const struct tensor *bias, *w = source_row(source, j, &source_j, &bias);
+        tensor_row_f32(w, source_j, row);
+        for (uint32_t t = 0; t < m->n_outliers; t++)
+            m->side[((size_t)(j / panel) * N_SIDE + t) * panel + j % panel] =
+                row[m->outliers[t]];
+    }
+    mem_free(row);
+    return 0;
+}

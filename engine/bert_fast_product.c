@@ -1,0 +1,87 @@
+/* One product over a block of rows: quantize, multiply, and add the second plane of short
+ * texts. */
+
+#include <math.h>
+
+#include "engine/bert_fast_internal.h"
+
+/* Row x to codes at index r of the thread's rows; the outlier inputs count as zero for the
+ * range of the codes and go into the side values as they are. */
+static void quantize_row(const struct bert_fast *f, struct fast_scratch *s,
+                         const struct fast_matrix *m, float *x, uint32_t r)
+{
+    struct int8_rows *rows = &s->rows;
+    uint8_t *codes = rows->codes + r * rows->stride;
+    float *side = rows->side[r], kept[OUTLIERS_MAX];
+    for (uint32_t t = 0; t < m->n_outliers; t++) {
+        kept[t] = x[m->outliers[t]];
+        x[m->outliers[t]] = 0;
+    }
+    f->kernels->row->quantize(x, m->n_in, codes, &rows->scales[r], &side[SIDE_SUM]);
+    for (uint32_t t = 0; t < OUTLIERS_MAX; t++)
+        side[t] = 0;
+    for (uint32_t t = 0; t < m->n_outliers; t++) {
+        uint32_t k = m->outliers[t];
+        x[k] = kept[t];
+        side[t] = kept[t] - (rows->scales[r] * (float)codes[k] + side[SIDE_SUM]);
+    }
+    side[SIDE_BIAS] = 1;
+}
+
+/* What row r's codes left out, as codes of its own at index `second`. */
+static void quantize_residue(const struct bert_fast *f, struct fast_scratch *s,
+                             const struct fast_matrix *m, const float *x, uint32_t r,
+                             uint32_t second)
+{
+    struct int8_rows *rows = &s->rows;
+    float *side = rows->side[second];
+    f->kernels->row->residue(x, m->n_in, rows->codes + r * rows->stride, rows->scales[r],
+                             rows->side[r][SIDE_SUM], s->residue);
+    for (uint32_t t = 0; t < m->n_outliers; t++)
+        s->residue[m->outliers[t]] = 0;
+    f->kernels->row->quantize(s->residue, m->n_in, rows->codes + second * rows->stride,
+                              &rows->scales[second], &side[SIDE_SUM]);
+    for (uint32_t t = 0; t < OUTLIERS_MAX; t++)
+        side[t] = 0;
+    side[SIDE_BIAS] = 0;
+}
+
+static void note_largest(const struct fast_matrix *m, const float *x)
+{
+    for (uint32_t k = 0; k < m->n_in; k++)
+        m->largest[k] = fmaxf(m->largest[k], fabsf(x[k]));
+}
+
+void fast_product(const struct bert_fast *f, struct fast_scratch *s,
+                  const struct fast_matrix *m, float *x, size_t x_stride, uint32_t first,
+                  uint32_t n_rows, float *c, size_t c_stride)
+{
+    const struct product_kernels *product = f->kernels->product;
+    if (f->precision == BERT_F32) {
+        product->f32(x, x_stride, n_rows, m->f32, m->n_in, m->n_panels, m->bias, c, c_stride);
+        return;
+    }
+    uint32_t n_twice = 0, n_blocks = m->n_in / INT8_BLOCK;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        float *row = x + r * x_stride;
+        if (m->largest)
+            note_largest(m, row);
+        quantize_row(f, s, m, row, r);
+        if (f->short_text[first + r]) {
+            quantize_residue(f, s, m, row, r, n_rows + n_twice);
+            s->twice[n_twice++] = r;
+        }
+    }
+    product->int8(&s->rows, 0, n_rows, m->int8, n_blocks, m->n_panels, m->side, c, c_stride);
+    if (n_twice == 0)
+        return;
+    uint32_t padded = m->n_panels * product->panel;
+    product->int8(&s->rows, n_rows, n_twice, m->int8, n_blocks, m->n_panels, m->side, s->second,
+                  padded);
+    for (uint32_t i = 0; i < n_twice; i++) {
+        float *row = c + s->twice[i] * c_stride;
+        const float *more = s->second + (size_t)i * padded;
+        for (uint32_t j = 0; j < padded; j++)
+            row[j] += more[j];
+    }
+}

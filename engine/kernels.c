@@ -1,0 +1,75 @@
+#include "engine/kernels.h"
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern const struct product_kernels product_kernels_scalar;
+extern const struct row_kernels row_kernels_scalar;
+#if defined(__x86_64__)
+extern const struct product_kernels product_kernels_avx2, product_kernels_avx512;
+extern const struct row_kernels row_kernels_avx2, row_kernels_avx512;
+#endif
+
+static bool always(void)
+{
+    return true;
+}
+
+#if defined(__x86_64__)
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("bmi2");
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+/* Best first. */
+static const struct candidate {
+    struct engine_kernels kernels;
+    bool (*runs_here)(void);
+} candidates[] = {
+#if defined(__x86_64__)
+    {{"avx512", &product_kernels_avx512, &row_kernels_avx512}, has_avx512},
+    {{"avx2", &product_kernels_avx2, &row_kernels_avx2}, has_avx2},
+#endif
+    {{"scalar", &product_kernels_scalar, &row_kernels_scalar}, always},
+};
+
+enum { N_CANDIDATES = sizeof candidates / sizeof candidates[0] };
+
+int engine_kernels_named(const struct engine_kernels **out, const char *name, struct err *e)
+{
+    for (int i = 0; i < N_CANDIDATES; i++) {
+        if (strcmp(candidates[i].kernels.name, name) != 0)
+            continue;
+        if (!candidates[i].runs_here())
+            return err_set(e, KITH_EUNSUPPORTED, "this processor cannot run the %s kernels",
+                           name);
+        *out = &candidates[i].kernels;
+        return 0;
+    }
+    return err_set(e, KITH_EINVAL, "no kernels are called '%s'; the best here are '%s'", name,
+                   candidates[0].kernels.name);
+}
+
+int engine_kernels(const struct engine_kernels **out, struct err *e)
+{
+    const char *name = getenv("KITH_KERNELS");
+    if (name && *name) {
+        int rc = engine_kernels_named(out, name, e);
+        return rc == 0 ? 0 : (err_wrap(e, "KITH_KERNELS"), rc);
+    }
+    int i = 0;
+    while (!candidates[i].runs_here())
+        i++;
+    *out = &candidates[i].kernels;
+    return 0;
+}

@@ -1,0 +1,103 @@
+#pragma once
+/* The inner loops of the encoder, once for every instruction set.
+ *
+ * A table of plain functions: products of packed matrices, and the operations on one row of
+ * activations that stand between products. They know no model, allocate nothing and cannot
+ * fail.
+ * `*_kernels.c` is compiled for scalar, AVX2 and AVX-512 (with VNNI); engine_kernels() picks
+ * one table at start from what the processor has. KITH_KERNELS=scalar|avx2|avx512 asks for one
+ * by name. The scalar variant is the oracle of the others.
+ *
+ * A packed matrix is cut into panels of `panel` output columns (two vectors). k runs down:
+ *
+ *   f32 panel     k = 0   [w(0,k) w(1,k) ... w(panel-1,k)]
+ *                 k = 1   [ ...                          ]        4 * panel * k bytes
+ *
+ *   int8 panel, for each block of 32 inputs (36 * panel bytes):
+ *                 k = 0..3   [w(0,0) w(0,1) w(0,2) w(0,3) | w(1,0) ... | ... w(panel-1,3)]
+ *                 ...                                             8 such lines of 4 * panel
+ * bytes k = 28..31 [ ...                              ] scales     [s(0) s(1) ... s(panel-1)]
+ * f32       w = s * code, one scale a block
+ *
+ * Four inputs of one column lie together because that is what one lane of VPDPBUSD takes. The
+ * last panel is filled with zeros, and results are written panel by panel: rows of C have room
+ * for n_panels * panel floats.
+ *
+ * Activations of the int8 product. A row x of n_in floats becomes unsigned codes around its
+ * middle, x[k] = scale * code[k] + offset, plus N_SIDE floats that enter at full precision:
+ *
+ *   y[j] = scale * sum_blocks s[j] * sum_k code[k] q[j,k]  +  sum_t side[t] *
+ * side_weights[t][j]
+ *
+ *   side[0 .. 3]    what the codes leave out of the (up to) four outlier inputs; weights w(j,
+ * o) side[SIDE_SUM]  offset; weights sum_k w(j,k) side[SIDE_BIAS] 1;      weights the bias
+ *
+ * The block sums are exact integers below 2^24, so all variants agree to float rounding.
+ * Thread: all functions are pure but for their outputs. */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+enum {
+    INT8_BLOCK = 32,
+    OUTLIERS_MAX = 4,
+    SIDE_SUM = OUTLIERS_MAX,
+    SIDE_BIAS,
+    N_SIDE,
+    ROW_MULTIPLE = 32 /* row kernels take n in multiples of this */
+};
+
+/* Rows of quantized activations. Row r has its codes at codes + r * stride. */
+struct int8_rows {
+    uint8_t *codes;
+    size_t stride; /* bytes */
+    float *scales;
+    float (*side)[N_SIDE];
+};
+
+struct product_kernels {
+    uint32_t panel; /* output columns of a panel */
+    /* c[r][j] = bias[j] + sum_k a[r][k] w[j][k], for n_panels panels; bias may be NULL. */
+    void (*f32)(const float *a, size_t a_stride, uint32_t n_rows, const float *panels,
+                uint32_t k, uint32_t n_panels, const float *bias, float *c, size_t c_stride);
+    /* Rows first .. first + n_rows - 1 of a, to c[0 ..]. n_blocks = n_in / INT8_BLOCK;
+     * side_weights is n_panels x N_SIDE x panel. */
+    void (*int8)(const struct int8_rows *a, uint32_t first, uint32_t n_rows, const void *panels,
+                 uint32_t n_blocks, uint32_t n_panels, const float *side_weights, float *c,
+                 size_t c_stride);
+    /* n rows of `width` floats, multiplied by `factor`, to f32 panels whose columns are those
+     * rows: k = width, ceil(n / panel) panels, the last filled with zeros. */
+    void (*transpose)(const float *rows, size_t stride, uint32_t n, uint32_t width,
+                      float factor, float *panels);
+};
+
+struct row_kernels {
+    /* h = LN(h + x) * weight + bias; x may be NULL. J. Ba et al., Layer Normalization (2016).
+     */
+    void (*norm)(float *h, const float *x, const float *weight, const float *bias, uint32_t n,
+                 float eps);
+    /* x = x/2 (1 + erf(x / sqrt 2)); absolute error below 2e-6 * max(1, |x|). */
+    void (*gelu)(float *x, uint32_t n);
+    /* x = exp(x - max x), not yet divided by the sum, which is returned. Values of -INFINITY
+     * count as nothing. */
+    float (*softmax)(float *x, uint32_t n);
+    /* codes in 1 .. 255 with x ~ scale * code + offset; the error is at most scale / 2. */
+    void (*quantize)(const float *x, uint32_t n, uint8_t *codes, float *scale, float *offset);
+    /* out = x - (scale * code + offset) */
+    void (*residue)(const float *x, uint32_t n, const uint8_t *codes, float scale, float offset,
+                    float *out);
+};
+
+struct engine_kernels {
+    const char *name;
+    const struct product_kernels *product;
+    const struct row_kernels *row;
+};
+
+/* The best table of this processor, or the one KITH_KERNELS names (KITH_EUNSUPPORTED where the
+ * processor or the build lacks it, KITH_EINVAL where the name is none). */
+int engine_kernels(const struct engine_kernels **out, struct err *e);
+/* By name; the same errors. For tests and benches. */
+int engine_kernels_named(const struct engine_kernels **out, const char *name, struct err *e);

@@ -1,0 +1,169 @@
+/* The search of the graph (algorithms 2 and 5 of the paper).
+ *
+ * A search waits for memory: each expanded slot brings up to 2m codes from anywhere. So one
+ * expansion first collects its unvisited links, asks for all their codes at once (prefetch),
+ * and only then computes, four codes at a time; the list of the slot that will likely be next
+ * is asked for at the same time. Candidates and results are heaps of (distance, slot) packed in
+ * an integer.
+ *
+ * Removed slots are still walked through until they are unlinked, and so are those a filter
+ * rejects: they lead to others, but take no place among the results. */
+#include "index/hnsw.h"
+
+static inline void prefetch_code(const struct code *c, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const char *)c + i);
+}
+
+/* The distances of the m slots in s->slots. */
+static int batch_distances(struct index *x, struct index_scratch *s, const struct code_query *q,
+                           uint32_t m, struct err *e)
+{
+    size_t bytes = CODE_HEADER_BYTES + code_bytes(x->params.quant, x->params.dim);
+    for (uint32_t i = 0; i < m; i++) {
+        s->codes[i] = index_code_at(x, s->slots[i], e);
+        if (!s->codes[i])
+            return index_damage(e);
+        prefetch_code(s->codes[i], bytes);
+    }
+    code_distances(q, s->codes, m, s->distances);
+    return 0;
+}
+
+static void prefetch_list(struct index *x, unsigned level, uint32_t slot)
+{
+    if (level > 0)
+        return;
+    const char *p = records_at(x->arrays.links, slot, NULL);
+    if (p)
+        for (uint32_t i = 0; i < x->arrays.links->stride && i < 512; i += 64)
+            __builtin_prefetch(p + i);
+}
+
+int hnsw_greedy(struct index *x, struct index_scratch *s, const struct code_query *q,
+                unsigned level, uint32_t n, uint64_t *best, struct err *e)
+{
+    for (bool better = true; better;) {
+        struct hnsw_list l;
+        int rc = hnsw_list_at(x, level, key_slot(*best), &l, e);
+        if (rc <= 0)
+            return rc;
+        uint32_t m = hnsw_list_read(&l, n, s->slots);
+        if ((rc = batch_distances(x, s, q, m, e)) < 0)
+            return rc;
+        better = false;
+        for (uint32_t i = 0; i < m; i++) {
+            uint64_t key = key_of(s->distances[i], s->slots[i]);
+            if (key < *best) {
+                *best = key;
+                better = true;
+            }
+        }
+    }
+    return 0;
+}
+
+static bool accepted(const struct index_query *query, const struct code *c, uint32_t slot)
+{
+    if (code_meta_state(code_meta_load(c)) != CODE_LINKED)
+        return false;
+    return !query || !query->accept || query->accept(query->arg, slot);
+}
+
+/* The unvisited links of a slot into s->slots. How many, or a negative code. */
+static int64_t unvisited_links(struct index *x, struct index_scratch *s, unsigned level,
+                               uint32_t n, uint32_t slot, struct err *e)
+{
+    struct hnsw_list l;
+    int rc = hnsw_list_at(x, level, slot, &l, e);
+    if (rc <= 0)
+        return rc;
+    uint32_t m = hnsw_list_read(&l, n, s->slots), kept = 0;
+    for (uint32_t i = 0; i < m; i++) {
+        s->slots[kept] = s->slots[i];
+        kept += scratch_visit(s, s->slots[i]);
+    }
+    return kept;
+}
+
+int hnsw_search_layer(struct index *x, struct index_scratch *s, const struct code_query *q,
+                      unsigned level, uint32_t n, size_t ef, uint64_t from,
+                      const struct index_query *query, struct err *e)
+{
+    struct keys *near = &s->near, *far = &s->far;
+    int rc;
+    near->n = far->n = 0;
+    if ((rc = keys_reserve(far, ef, e)) != 0 || (rc = keys_reserve(near, 1, e)) != 0)
+        return rc;
+    heap_push(near, from);
+    if (scratch_visit(s, key_slot(from))) {
+        const struct code *c = index_code_at(x, key_slot(from), e);
+        if (!c)
+            return index_damage(e);
+        if (accepted(query, c, key_slot(from)))
+            heap_push(far, ~from);
+    }
+    uint64_t worst = far->n == ef ? ~far->v[0] : UINT64_MAX;
+    uint64_t visits_left = query && query->max_visits ? query->max_visits : UINT64_MAX;
+    while (near->n && near->v[0] <= worst && visits_left > 0) {
+        uint32_t slot = key_slot(heap_pop(near));
+        int64_t m = unvisited_links(x, s, level, n, slot, e);
+        if (m < 0)
+            return (int)m;
+        if (near->n)
+            prefetch_list(x, level, key_slot(near->v[0]));
+        if ((rc = batch_distances(x, s, q, (uint32_t)m, e)) < 0 ||
+            (rc = keys_reserve(near, near->n + (size_t)m, e)) < 0)
+            return rc;
+        visits_left -= (uint64_t)m < visits_left ? (uint64_t)m : visits_left;
+        for (int64_t i = 0; i < m; i++) {
+            uint64_t key = key_of(s->distances[i], s->slots[i]);
+            if (key >= worst)
+                continue;
+            heap_push(near, key);
+            if (!accepted(query, s->codes[i], s->slots[i]))
+                continue;
+            heap_keep(far, ef, key);
+            if (far->n == ef)
+                worst = ~far->v[0];
+        }
+    }
+    return 0;
+}
+
+int hnsw_descend(struct index *x, struct index_scratch *s, const struct code_query *q,
+                 unsigned level, uint32_t n, uint64_t *best, unsigned *top, struct err *e)
+{
+    uint64_t entry = index_entry(x);
+    *top = 0;
+    if (entry_none(entry) || entry_slot(entry) >= n)
+        return 1;
+    *top = entry_level(entry);
+    s->slots[0] = entry_slot(entry);
+    int rc = batch_distances(x, s, q, 1, e);
+    if (rc < 0)
+        return rc;
+    *best = key_of(s->distances[0], s->slots[0]);
+    for (unsigned l = *top; l > level; l--)
+        if ((rc = hnsw_greedy(x, s, q, l, n, best, e)) < 0)
+            return rc;
+    return 0;
+}
+
+int hnsw_search(struct index *x, struct index_scratch *s, const struct code_query *q, size_t k,
+                size_t ef, const struct index_query *query, struct err *e)
+{
+    uint32_t n = index_n_slots(x);
+    uint64_t best;
+    unsigned top;
+    s->far.n = s->tail.n = 0;
+    int rc = scratch_visit_none(s, n, e);
+    if (rc == 0)
+        rc = tail_scan(x, s, q, k, query, e);
+    if (rc == 0)
+        rc = hnsw_descend(x, s, q, 0, n, &best, &top, e);
+    if (rc == 0)
+        rc = hnsw_search_layer(x, s, q, 0, n, ef, best, query, e);
+    return rc < 0 ? rc : 0;
+}

@@ -1,0 +1,62 @@
+#include "index/kernels.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "index/index.h"
+
+extern const struct vector_kernels vector_kernels_scalar;
+#if defined(__x86_64__)
+extern const struct vector_kernels vector_kernels_avx2, vector_kernels_avx512;
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+extern const struct vector_kernels vector_kernels_neon;
+#endif
+
+static const struct vector_kernels *chosen;
+static pthread_once_t chosen_once = PTHREAD_ONCE_INIT;
+
+const struct vector_kernels *kernels_named(const char *name)
+{
+    if (strcmp(name, "scalar") == 0)
+        return &vector_kernels_scalar;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+        !__builtin_cpu_supports("bmi2"))
+        return NULL;
+    if (strcmp(name, "avx2") == 0)
+        return &vector_kernels_avx2;
+    if (strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+        return &vector_kernels_avx512;
+#elif defined(__aarch64__)
+    enum { HAVE_DOTPROD = 1 << 20, HAVE_FP16 = 1 << 10 }; /* HWCAP_ASIMDDP, HWCAP_ASIMDHP */
+    unsigned long have = getauxval(AT_HWCAP);
+    if (strcmp(name, "neon") == 0 && (have & HAVE_DOTPROD) && (have & HAVE_FP16))
+        return &vector_kernels_neon;
+#endif
+    return NULL;
+}
+
+static void choose(void)
+{
+    static const char *const best_first[] = {"avx512", "avx2", "neon", "scalar"};
+    const char *forced = getenv("KITH_KERNELS");
+    chosen = forced ? kernels_named(forced) : NULL;
+    for (size_t i = 0; !chosen; i++)
+        chosen = kernels_named(best_first[i]);
+}
+
+const struct vector_kernels *kernels_get(void)
+{
+    pthread_once(&chosen_once, choose);
+    return chosen;
+}
+
+const char *index_kernels_name(void)
+{
+    return kernels_get()->name;
+}

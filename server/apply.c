@@ -1,0 +1,212 @@
+/* Effects into memory: the same code for a live command, a restart and (later) a replica. */
+#include <stdio.h>
+
+#include "server/effect.h"
+#include "server/shard_parts.h"
+
+static int no_memory(struct err *e)
+{
+    return err_set(e, KITH_ENOMEM, "out of memory");
+}
+
+static int apply_set(struct shard *s, const struct effect *f, struct err *e)
+{
+    struct keyspace *ks = s->keyspace;
+    struct blob *b = blob_new(f->value.p, f->value.n);
+    if (!b || keyspace_reserve_dirty(ks, 2) != 0) {
+        blob_unref(b);
+        return no_memory(e);
+    }
+    struct key *k = keyspace_find_raw(ks, f->db, f->key), *made = NULL;
+    if (!k)
+        k = made = keyspace_create(ks, f->db, f->key);
+    if (!k || (f->expire_ms && key_set_expire(ks, k, f->expire_ms) != 0)) {
+        if (made)
+            keyspace_delete(ks, made);
+        blob_unref(b);
+        return no_memory(e);
+    }
+    key_set_string(ks, k, b);
+    if (!f->expire_ms)
+        (void)key_set_expire(ks, k, 0); /* taking a time away needs no memory */
+    return 0;
+}
+
+static int apply_append(struct shard *s, const struct effect *f, struct err *e)
+{
+    struct keyspace *ks = s->keyspace;
+    struct key *k = keyspace_find_raw(ks, f->db, f->key);
+    if (!k)
+        return apply_set(s, f, e);
+    if (k->type != OBJECT_STRING)
+        return err_set(e, KITH_EINVAL, "append to a key that holds no string");
+    if (keyspace_reserve_dirty(ks, 1) != 0)
+        return no_memory(e);
+    key_touch(ks, k);
+    struct blob *b = blob_append(k->string, f->value.p, f->value.n);
+    if (!b)
+        return no_memory(e);
+    k->string = b;
+    return 0;
+}
+
+static int apply_delete(struct shard *s, const struct effect *f, struct err *e)
+{
+    if (keyspace_reserve_dirty(s->keyspace, 1) != 0)
+        return no_memory(e);
+    struct key *k = keyspace_find_raw(s->keyspace, f->db, f->key);
+    if (k)
+        keyspace_delete(s->keyspace, k);
+    return 0;
+}
+
+static int apply_expire(struct shard *s, const struct effect *f, struct err *e)
+{
+    if (keyspace_reserve_dirty(s->keyspace, 1) != 0)
+        return no_memory(e);
+    struct key *k = keyspace_find_raw(s->keyspace, f->db, f->key);
+    return !k || key_set_expire(s->keyspace, k, f->expire_ms) == 0 ? 0 : no_memory(e);
+}
+
+static int apply_rename(struct shard *s, const struct effect *f, struct err *e)
+{
+    struct keyspace *ks = s->keyspace;
+    if (keyspace_reserve_dirty(ks, 3) != 0)
+        return no_memory(e);
+    struct key *k = keyspace_find_raw(ks, f->db, f->key);
+    if (!k)
+        return err_set(e, KITH_ENOTFOUND, "no such key");
+    struct key *old = keyspace_find_raw(ks, f->to_db, f->to_key);
+    if (old == k)
+        return 0;
+    if (old)
+        keyspace_delete(ks, old);
+    return keyspace_rename(ks, k, f->to_db, f->to_key) == 0 ? 0 : no_memory(e);
+}
+
+static int apply_flush(struct shard *s, const struct effect *f, struct err *e)
+{
+    uint32_t db = f->db == EFFECT_ALL_DBS ? KEYSPACE_DBS : f->db;
+    return keyspace_flush(s->keyspace, db) == 0 ? 0 : no_memory(e);
+}
+
+struct vset_options shard_vset_options(struct shard *s)
+{
+    return (struct vset_options){.store = s->store,
+                                 .tail_max = s->options.tail_max,
+                                 .on_work = linker_notify,
+                                 .on_dirty = checkpoint_set_dirty,
+                                 .arg = s};
+}
+
+void shard_drop_vset(void *arg, struct vset *v)
+{
+    struct shard *s = arg;
+    vset_mark_dropped(v);
+    if (!s->keep_stored)
+        checkpoint_purge_later(s, vset_id(v));
+    vset_unref(v);
+}
+
+static int make_set(struct shard *s, const struct effect *f, struct key **out, struct err *e)
+{
+    struct index_params params = {.kind = INDEX_HNSW,
+                                  .quant = f->quant,
+                                  .dim = f->dim,
+                                  .m = f->m,
+                                  .ef_construction = f->ef};
+    struct vset_options options = shard_vset_options(s);
+    struct vset *v;
+    if (checkpoint_purge_reserve(s) != 0 || keyspace_reserve_dirty(s->keyspace, 3) != 0)
+        return no_memory(e);
+    int rc = vset_new(&v, s->next_set_id, &params, NULL, &options, e);
+    if (rc != 0)
+        return rc;
+    struct key *k = keyspace_create(s->keyspace, f->db, f->key);
+    if (!k) {
+        vset_unref(v);
+        return no_memory(e);
+    }
+    key_set_vset(s->keyspace, k, v, s->next_set_id++);
+    *out = k;
+    return 0;
+}
+
+static int apply_vadd(struct shard *s, struct effect *f, struct err *e)
+{
+    struct key *k = keyspace_find_raw(s->keyspace, f->db, f->key), *made = NULL;
+    if (k && k->type != OBJECT_VSET)
+        return err_set(e, KITH_EINVAL, "the key holds no vector set");
+    if (!k) {
+        int rc = make_set(s, f, &made, e);
+        if (rc != 0)
+            return rc;
+        k = made;
+    }
+    if (vset_params(k->vset)->dim != f->dim)
+        return err_set(e, KITH_EINVAL, "Vector dimension mismatch - got %u but set has %u",
+                       f->dim, vset_params(k->vset)->dim);
+    int rc = vset_add(k->vset, f->value, f->vector, f->text, f->model, &f->added, e);
+    if (rc == 0)
+        key_changed_inside(s->keyspace, k);
+    else if (made && keyspace_reserve_dirty(s->keyspace, 1) == 0)
+        keyspace_delete(s->keyspace, made);
+    return rc;
+}
+
+static int apply_vrem(struct shard *s, struct effect *f, struct err *e)
+{
+    if (keyspace_reserve_dirty(s->keyspace, 1) != 0)
+        return no_memory(e);
+    struct key *k = keyspace_find_raw(s->keyspace, f->db, f->key);
+    if (!k || k->type != OBJECT_VSET)
+        return err_set(e, KITH_ENOTFOUND, "no such vector set");
+    int rc = vset_remove(k->vset, f->value, e);
+    if (rc != 0)
+        return rc;
+    if (vset_count(k->vset) == 0)
+        keyspace_delete(s->keyspace, k); /* as with every collection, an empty one is no key */
+    else
+        key_changed_inside(s->keyspace, k);
+    return 0;
+}
+
+int shard_apply(struct shard *s, struct effect *f, struct err *e)
+{
+    bool db_ok = f->db < KEYSPACE_DBS || (f->op == EFFECT_FLUSH && f->db == EFFECT_ALL_DBS);
+    if (!db_ok || f->to_db >= KEYSPACE_DBS)
+        return err_set(e, KITH_EINVAL, "database %u does not exist", db_ok ? f->to_db : f->db);
+    switch (f->op) {
+    case EFFECT_SET:
+        return apply_set(s, f, e);
+    case EFFECT_APPEND:
+        return apply_append(s, f, e);
+    case EFFECT_DEL:
+        return apply_delete(s, f, e);
+    case EFFECT_EXPIRE:
+        return apply_expire(s, f, e);
+    case EFFECT_RENAME:
+        return apply_rename(s, f, e);
+    case EFFECT_FLUSH:
+        return apply_flush(s, f, e);
+    case EFFECT_VADD:
+        return apply_vadd(s, f, e);
+    case EFFECT_VREM:
+        return apply_vrem(s, f, e);
+    }
+    return err_set(e, KITH_EINVAL, "unknown effect %d", (int)f->op);
+}
+
+int effect_do(struct shard *s, struct effect *f, struct err *e)
+{
+    size_t bytes = EFFECT_OVERHEAD_BYTES + f->key.n + f->value.n + f->to_key.n +
+                   (f->text ? f->text->n : 0) + (size_t)f->dim * sizeof(float);
+    if (!buf_reserve(&s->effects, bytes)) {
+        s->effects.failed = false;
+        return no_memory(e);
+    }
+    int rc = shard_apply(s, f, e);
+    if (rc == 0)
+        effect_encode(&s->effects, f);
+    return rc;
+}

@@ -1,0 +1,101 @@
+#pragma once
+/* The inside of the shard, shared by shard.c (the write path), apply.c (effects into memory),
+ * checkpoint.c, linker.c and recovery.c, and read by the key and vector commands through
+ * server/data.h. No other file includes it. */
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/bytes.h"
+#include "server/keyspace.h"
+#include "server/shard.h"
+#include "server/vset.h"
+#include "storage/store.h"
+#include "storage/wal.h"
+
+struct effect;
+
+struct checkpoint_state { /* guarded by `lock` unless said otherwise */
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    bool stop;
+    uint64_t requested, started, done; /* tickets */
+    int last_rc;
+    struct err last_error;
+    int64_t last_unix_s, last_took_ms, last_start_mono_us;
+    bool running;
+    struct waitlist *waiters;
+    struct vset_queue dirty; /* sets changed since the last freeze; lock `dirty_lock` */
+    pthread_mutex_t dirty_lock;
+    uint32_t *purge; /* ids of dropped sets still in the store; shard's lock */
+    uint32_t n_purge, purge_cap, n_sets; /* n_sets: alive, each may need a place in purge */
+};
+
+struct linker {
+    pthread_t *threads;
+    unsigned n_threads;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    bool stop;
+    struct vset_queue work; /* sets with something to link */
+};
+
+struct shard {
+    pthread_mutex_t lock;
+    struct shard_options options;
+    int lock_file;
+    struct wal *wal;
+    struct store *store;
+    struct keyspace *keyspace;
+    uint64_t epoch;
+    uint32_t next_set_id;
+    struct buf effects; /* of the running command */
+    int64_t now_ms;     /* the time all commands of a batch see */
+    bool keep_stored; /* a dropped set is only let go, not deleted from the store */
+    struct waitlist *room; /* writers that wait for link workers or a checkpoint */
+    _Atomic bool waiting_for_room;
+    _Atomic bool failed; /* the log's sync failed: the process is about to end */
+    uint64_t expired_keys, hits, misses;
+    _Atomic uint64_t used_memory; /* sampled by the tick */
+    struct checkpoint_state checkpoint;
+    struct linker linker;
+};
+
+/* shard.c */
+void shard_wake_writers(struct shard *s); /* any thread */
+struct shard *shard_allocate(const struct shard_options *o); /* nothing opened yet */
+void shard_release(struct shard *s); /* what is open of keyspace, sets, store and lock */
+
+/* apply.c: shard's lock held (or replaying, alone) */
+int shard_apply(struct shard *s, struct effect *f, struct err *e);
+void shard_drop_vset(void *arg, struct vset *v); /* keyspace_hooks */
+struct vset_options shard_vset_options(struct shard *s);
+
+/* linker.c */
+int linker_start(struct shard *s, struct err *e);
+void linker_stop(struct shard *s);
+void linker_notify(void *arg, struct vset *v); /* vset_options.on_work */
+
+/* checkpoint.c */
+int checkpoint_start(struct shard *s, struct err *e);
+void checkpoint_stop(struct shard *s);
+void checkpoint_set_dirty(void *arg, struct vset *v); /* vset_options.on_dirty */
+void checkpoint_plan(struct shard *s);                /* from the tick, shard's lock held */
+/* Ids of dropped sets, to be deleted from the store in pieces. Room for one more set is reserved when
+ * a set is made, so that dropping cannot fail. Shard's lock held. */
+int checkpoint_purge_reserve(struct shard *s);
+void checkpoint_purge_later(struct shard *s, uint32_t set_id);
+/* Whether the last checkpoint failed, and why. */
+bool shard_checkpoint_broken(struct shard *s, struct err *why);
+bool checkpoint_behind(struct shard *s); /* past the dirty limit: writers must wait */
+int checkpoint_now(struct shard *s, struct err *e); /* the work itself */
+
+/* recovery.c */
+int recovery_load(struct shard *s, struct err *e);   /* from the store */
+int recovery_replay(struct shard *s, struct err *e); /* then from the log */
+/* The shard's own record in the store: ids to come, sets to purge. */
+enum { SHARD_RECORD_A = 0, SHARD_RECORD_B = 0 };
+void recovery_write_record(struct buf *b, uint64_t next_key_id, uint32_t next_set_id,
+                           const uint32_t *purge, uint32_t n_purge);
+void recovery_write_key(const struct key_image *k, struct buf *b);

@@ -1,0 +1,214 @@
+/* The engine against sentence-transformers: for 300 recorded texts the tokenizer must give the
+ * same ids, and the vectors of the reference and of the fast pass must point the same way:
+ * cosine at least 0.9999 for F32 and F16 files, 0.999 for Q8_0.
+ *
+ * Needs build/models/all-MiniLM-L6-v2.*.gguf (engine/README.md says how to make them); a file
+ * that is not there is skipped, with the reason printed. The reference is slow by design: it
+ * computes every text of the F32 file and every eighth of the others. A sanitizer build
+ * computes fewer. */
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "engine/bert.h"
+#include "engine/gguf.h"
+#include "engine/pool.h"
+#include "engine/wordpiece.h"
+#include "tests/unit/engine_golden.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { REFERENCE_STEP = 40, REFERENCE_STEP_OTHERS = 80 };
+#else
+enum { REFERENCE_STEP = 1, REFERENCE_STEP_OTHERS = 8 };
+#endif
+
+enum { BATCH_TOKENS = 2048 };
+
+struct model {
+    struct gguf *gguf;
+    struct wordpiece *tokenizer;
+    struct bert bert;
+};
+
+struct worst {
+    double cosine;
+    uint32_t text;
+};
+
+static struct golden golden;
+
+static double cosine(const float *a, const float *b)
+{
+    double dot = 0, aa = 0, bb = 0;
+    for (size_t i = 0; i < GOLDEN_DIM; i++) {
+        dot += (double)a[i] * (double)b[i];
+        aa += (double)a[i] * (double)a[i];
+        bb += (double)b[i] * (double)b[i];
+    }
+    return dot / sqrt(aa * bb);
+}
+
+static void open_model(struct model *m, const char *type)
+{
+    char path[128];
+    struct err e = {0};
+    snprintf(path, sizeof path, "build/models/all-MiniLM-L6-v2.%s.gguf", type);
+    if (!file_exists(path)) {
+        print_message("skipped: no %s (see engine/README.md)\n", path);
+        skip();
+    }
+    if (gguf_open(&m->gguf, path, &e) || wordpiece_new(&m->tokenizer, m->gguf, &e) ||
+        bert_bind(&m->bert, m->gguf, &e))
+        fail_msg("%s", e.message);
+    assert_int_equal(m->bert.n_embd, GOLDEN_DIM);
+}
+
+static void close_model(struct model *m)
+{
+    bert_unbind(&m->bert);
+    wordpiece_free(m->tokenizer);
+    gguf_close(m->gguf);
+}
+
+static void compare(struct worst *w, uint32_t text, const float *vector)
+{
+    double c = cosine(vector, golden.texts[text].vector);
+    if (!(c >= w->cosine))
+        *w = (struct worst){c, text};
+}
+
+static void judge(const char *what, const char *type, const struct worst *w, double least)
+{
+    print_message("%s, %s: worst cosine %.7f (text %u)\n", type, what, w->cosine, w->text);
+    if (!(w->cosine >= least))
+        fail_msg("%s, %s: cosine %.7f of text %u, %.4f is needed", type, what, w->cosine,
+                 w->text, least);
+}
+
+static void check_reference(const struct model *m, const char *type, uint32_t step,
+                            double least)
+{
+    struct worst w = {2, 0};
+    for (uint32_t i = 0; i < golden.n; i += step) {
+        const struct golden_text *t = &golden.texts[i];
+        float vector[GOLDEN_DIM];
+        struct err e = {0};
+        if (bert_reference_forward(&m->bert, t->ids, t->n_ids, vector, &e))
+            fail_msg("text %u: %s", i, e.message);
+        compare(&w, i, vector);
+    }
+    judge("reference", type, &w, least);
+}
+
+/* All texts through the fast pass, packed as the scheduler would. */
+static void check_fast(const struct model *m, const char *type, double least)
+{
+    static int32_t ids[BATCH_TOKENS];
+    static uint32_t offsets[GOLDEN_MAX_TEXTS + 1];
+    static float vectors[GOLDEN_MAX_TEXTS * GOLDEN_DIM];
+    struct bert_fast *fast;
+    struct pool *pool;
+    struct err e = {0};
+    if (bert_fast_new(&fast, &m->bert, BERT_AUTO, &e) || pool_new(&pool, 2, &e))
+        fail_msg("%s", e.message);
+    struct worst w = {2, 0};
+    for (uint32_t first = 0; first < golden.n;) {
+        uint32_t n = 0, n_tokens = 0;
+        while (first + n < golden.n &&
+               n_tokens + golden.texts[first + n].n_ids <= BATCH_TOKENS) {
+            const struct golden_text *t = &golden.texts[first + n];
+            memcpy(ids + n_tokens, t->ids, t->n_ids * sizeof *ids);
+            offsets[n++] = n_tokens;
+            n_tokens += t->n_ids;
+        }
+        offsets[n] = n_tokens;
+        const struct bert_batch batch = {ids, offsets, n, n_tokens};
+        if (bert_fast_forward(fast, pool, &batch, vectors, &e))
+            fail_msg("%s", e.message);
+        for (uint32_t i = 0; i < n; i++)
+            compare(&w, first + i, vectors + (size_t)i * GOLDEN_DIM);
+        first += n;
+    }
+    judge("fast", type, &w, least);
+    pool_free(pool);
+    bert_fast_free(fast);
+}
+
+static void check_model(const char *type, uint32_t step, double least)
+{
+    struct model m;
+    open_model(&m, type);
+    check_reference(&m, type, step, least);
+    check_fast(&m, type, least);
+    close_model(&m);
+}
+
+static void f32_agrees(void **state)
+{
+    (void)state;
+    check_model("f32", REFERENCE_STEP, 0.9999);
+}
+
+static void f16_agrees(void **state)
+{
+    (void)state;
+    check_model("f16", REFERENCE_STEP_OTHERS, 0.9999);
+}
+
+static void q8_0_agrees(void **state)
+{
+    (void)state;
+    check_model("q8_0", REFERENCE_STEP_OTHERS, 0.999);
+}
+
+static void tokens_agree(void **state)
+{
+    (void)state;
+    struct model m;
+    open_model(&m, "f16");
+    for (uint32_t i = 0; i < golden.n; i++) {
+        const struct golden_text *t = &golden.texts[i];
+        int32_t ids[GOLDEN_MAX_IDS];
+        size_t n;
+        struct err e = {0};
+        if (wordpiece_encode(m.tokenizer, t->text, t->n_bytes, ids, GOLDEN_MAX_IDS, &n, &e))
+            fail_msg("text %u: %s", i, e.message);
+        assert_int_equal(n + 2, t->n_ids);
+        assert_int_equal(t->ids[0], wordpiece_cls(m.tokenizer));
+        assert_int_equal(t->ids[n + 1], wordpiece_sep(m.tokenizer));
+        assert_memory_equal(ids, t->ids + 1, n * sizeof *ids);
+    }
+    close_model(&m);
+}
+
+static int open_golden(void **state)
+{
+    (void)state;
+    if (golden_open(&golden) && golden.n == 300)
+        return 0;
+    print_error("tests/golden/embeddings.* cannot be read; run from the repository's root\n");
+    return -1;
+}
+
+static int close_golden(void **state)
+{
+    (void)state;
+    golden_close(&golden);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tokens_agree),
+        cmocka_unit_test(f32_agrees),
+        cmocka_unit_test(f16_agrees),
+        cmocka_unit_test(q8_0_agrees),
+    };
+    return cmocka_run_group_tests(tests, open_golden, close_golden);
+}

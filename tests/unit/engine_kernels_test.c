@@ -1,0 +1,443 @@
+/* Every kernel of every instruction set this processor has, against the formula in double
+ * precision and against the scalar variant, on random and on extreme inputs. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/random.h"
+#include "engine/kernels.h"
+
+enum { SEED = 20, ROWS_MAX = 14, PANELS_MAX = 3, N_MAX = 1536 };
+
+static const char *const names[] = {"scalar", "avx2", "avx512"};
+static struct rng rng;
+
+static float uniform(float from, float to)
+{
+    return from + (to - from) * (float)rng_unit(&rng);
+}
+
+static void fill(float *x, size_t n, float from, float to)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = uniform(from, to);
+}
+
+static void *make(size_t bytes)
+{
+    void *p = calloc(1, bytes);
+    assert_non_null(p);
+    return p;
+}
+
+/* Runs the check with every table that this machine has. */
+static void each(void (*check)(const struct engine_kernels *k))
+{
+    rng_seed(&rng, SEED);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const struct engine_kernels *k;
+        if (engine_kernels_named(&k, names[i], NULL) != 0)
+            continue;
+        assert_string_equal(k->name, names[i]);
+        check(k);
+    }
+}
+
+/* --- products --- */
+
+static void check_f32(const struct engine_kernels *k)
+{
+    static const uint32_t inputs[] = {1, 3, 32, 100, 385};
+    uint32_t panel = k->product->panel, width = PANELS_MAX * panel;
+    assert_int_equal(ROW_MULTIPLE % panel, 0);
+    for (size_t i = 0; i < sizeof inputs / sizeof inputs[0]; i++) {
+        uint32_t n = inputs[i], stride = n + 5;
+        float *a = make(ROWS_MAX * stride * sizeof *a);
+        float *w = make((size_t)width * n * sizeof *w), *bias = make(width * sizeof *bias);
+        float *c = make((size_t)ROWS_MAX * width * sizeof *c);
+        fill(a, (size_t)ROWS_MAX * stride, -1, 1);
+        fill(w, (size_t)width * n, -1, 1);
+        fill(bias, width, -3, 3);
+        for (uint32_t rows = 1; rows <= ROWS_MAX; rows++)
+            for (uint32_t panels = 1; panels <= PANELS_MAX; panels++) {
+                const float *b = rows % 2 ? bias : NULL;
+                k->product->f32(a, stride, rows, w, n, panels, b, c, width);
+                for (uint32_t r = 0; r < rows; r++)
+                    for (uint32_t j = 0; j < panels * panel; j++) {
+                        double y = b ? b[j] : 0;
+                        for (uint32_t x = 0; x < n; x++)
+                            y += (double)a[r * stride + x] *
+                                 (double)w[((size_t)(j / panel) * n + x) * panel + j % panel];
+                        assert_true(fabs(y - (double)c[r * width + j]) < 2e-5);
+                    }
+            }
+        free(a);
+        free(w);
+        free(bias);
+        free(c);
+    }
+}
+
+static void f32_product(void **state)
+{
+    (void)state;
+    each(check_f32);
+}
+
+struct int8_case {
+    struct int8_rows rows;
+    char *panels;
+    float *side_weights;
+    uint32_t n_blocks, n_panels, panel;
+};
+
+static char *block_of(const struct int8_case *t, uint32_t j, uint32_t k)
+{
+    size_t bytes = t->panel * (INT8_BLOCK + sizeof(float));
+    return t->panels + ((size_t)(j / t->panel) * t->n_blocks + k / INT8_BLOCK) * bytes;
+}
+
+static int8_t *weight_at(const struct int8_case *t, uint32_t j, uint32_t k)
+{
+    return (int8_t *)block_of(t, j, k) + k % INT8_BLOCK / 4 * 4 * t->panel + j % t->panel * 4 +
+           k % 4;
+}
+
+static float *scale_at(const struct int8_case *t, uint32_t j, uint32_t k)
+{
+    return (float *)(void *)(block_of(t, j, k) + (size_t)INT8_BLOCK * t->panel) + j % t->panel;
+}
+
+static struct int8_case int8_case_new(uint32_t panel, uint32_t n_blocks)
+{
+    struct int8_case t = {.n_blocks = n_blocks, .n_panels = PANELS_MAX, .panel = panel};
+    t.rows.stride = n_blocks * INT8_BLOCK + 7;
+    t.rows.codes = make(ROWS_MAX * t.rows.stride);
+    t.rows.scales = make(ROWS_MAX * sizeof(float));
+    t.rows.side = make(ROWS_MAX * sizeof *t.rows.side);
+    t.panels = make((size_t)PANELS_MAX * n_blocks * panel * (INT8_BLOCK + sizeof(float)));
+    t.side_weights = make((size_t)PANELS_MAX * N_SIDE * panel * sizeof(float));
+    return t;
+}
+
+static void int8_case_free(struct int8_case *t)
+{
+    free(t->rows.codes);
+    free(t->rows.scales);
+    free(t->rows.side);
+    free(t->panels);
+    free(t->side_weights);
+}
+
+enum pattern { RANDOM, HIGHEST, LOWEST, OPPOSED, ZERO, N_PATTERNS };
+
+static uint8_t code_of(enum pattern p, uint32_t k)
+{
+    switch (p) {
+    case HIGHEST:
+        return 255;
+    case LOWEST:
+        return 0;
+    case OPPOSED:
+        return k % 2 ? 255 : 0;
+    case ZERO:
+        return 128;
+    default:
+        return (uint8_t)rng_below(&rng, 256);
+    }
+}
+
+static int8_t weight_of(enum pattern p, uint32_t k)
+{
+    switch (p) {
+    case HIGHEST:
+        return 127;
+    case LOWEST:
+        return -127;
+    case OPPOSED:
+        return k % 2 ? 127 : -127;
+    case ZERO:
+        return 0;
+    default:
+        return (int8_t)((int)rng_below(&rng, 255) - 127);
+    }
+}
+
+/* SIDE_SUM's weights must be the sums of the dequantized weights, as the packer makes them. */
+static void int8_case_fill(struct int8_case *t, enum pattern codes, enum pattern weights)
+{
+    uint32_t n = t->n_blocks * INT8_BLOCK;
+    for (uint32_t r = 0; r < ROWS_MAX; r++) {
+        for (uint32_t k = 0; k < n; k++)
+            t->rows.codes[r * t->rows.stride + k] = code_of(codes, k);
+        t->rows.scales[r] = uniform(0.001f, 0.02f);
+        fill(t->rows.side[r], N_SIDE, -1, 1);
+    }
+    fill(t->side_weights, (size_t)PANELS_MAX * N_SIDE * t->panel, -1, 1);
+    for (uint32_t j = 0; j < PANELS_MAX * t->panel; j++) {
+        double sum = 0;
+        for (uint32_t k = 0; k < n; k++) {
+            if (k % INT8_BLOCK == 0)
+                *scale_at(t, j, k) = uniform(0.0005f, 0.002f);
+            *weight_at(t, j, k) = weight_of(weights, k);
+            sum += (double)*scale_at(t, j, k) * *weight_at(t, j, k);
+        }
+        t->side_weights[((size_t)(j / t->panel) * N_SIDE + SIDE_SUM) * t->panel +
+                        j % t->panel] = (float)sum;
+    }
+}
+
+static double int8_expected(const struct int8_case *t, uint32_t r, uint32_t j,
+                            double *magnitude)
+{
+    double y = 0;
+    *magnitude =
+        1; /* of the terms that are rounded: 128 is taken out of the codes and put back */
+    for (uint32_t k = 0; k < t->n_blocks * INT8_BLOCK; k++) {
+        double product = (double)t->rows.scales[r] * t->rows.codes[r * t->rows.stride + k] *
+                         (double)*scale_at(t, j, k) * *weight_at(t, j, k);
+        y += product;
+        *magnitude += (double)t->rows.scales[r] * 255 * (double)*scale_at(t, j, k) *
+                      abs(*weight_at(t, j, k));
+    }
+    for (uint32_t i = 0; i < N_SIDE; i++)
+        y +=
+            (double)t->rows.side[r][i] *
+            (double)t
+                ->side_weights[((size_t)(j / t->panel) * N_SIDE + i) * t->panel + j % t->panel];
+    return y;
+}
+
+static void check_int8(const struct engine_kernels *k)
+{
+    uint32_t panel = k->product->panel, width = PANELS_MAX * panel;
+    float *c = make((size_t)ROWS_MAX * width * sizeof *c);
+    for (uint32_t n_blocks = 1; n_blocks <= 12; n_blocks += 11)
+        for (int p = 0; p < N_PATTERNS * N_PATTERNS; p++) {
+            struct int8_case t = int8_case_new(panel, n_blocks);
+            int8_case_fill(&t, (enum pattern)(p / N_PATTERNS), (enum pattern)(p % N_PATTERNS));
+            uint32_t first = (uint32_t)rng_below(&rng, ROWS_MAX);
+            uint32_t rows = 1 + (uint32_t)rng_below(&rng, ROWS_MAX - first);
+            k->product->int8(&t.rows, first, rows, t.panels, n_blocks, t.n_panels,
+                             t.side_weights, c, width);
+            for (uint32_t r = 0; r < rows; r++)
+                for (uint32_t j = 0; j < width; j++) {
+                    double magnitude, y = int8_expected(&t, first + r, j, &magnitude);
+                    assert_true(fabs(y - (double)c[r * width + j]) < 2e-6 * magnitude);
+                }
+            int8_case_free(&t);
+        }
+    free(c);
+}
+
+static void int8_product(void **state)
+{
+    (void)state;
+    each(check_int8);
+}
+
+static void check_transpose(const struct engine_kernels *k)
+{
+    static const struct {
+        uint32_t n, width;
+    } shapes[] = {{1, 1}, {3, 32}, {16, 16}, {33, 20}, {70, 64}};
+    uint32_t panel = k->product->panel;
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        uint32_t n = shapes[i].n, width = shapes[i].width, stride = width + 3;
+        uint32_t n_panels = (n + panel - 1) / panel;
+        float *rows = make((size_t)n * stride * sizeof *rows);
+        float *out = make((size_t)n_panels * panel * width * sizeof *out);
+        fill(rows, (size_t)n * stride, -1, 1);
+        memset(out, 0xff, (size_t)n_panels * panel * width * sizeof *out);
+        k->product->transpose(rows, stride, n, width, 0.5f, out);
+        for (uint32_t j = 0; j < n_panels * panel; j++)
+            for (uint32_t x = 0; x < width; x++) {
+                float expected = j < n ? 0.5f * rows[(size_t)j * stride + x] : 0;
+                assert_true(out[((size_t)(j / panel) * width + x) * panel + j % panel] ==
+                            expected);
+            }
+        free(rows);
+        free(out);
+    }
+}
+
+static void transposed(void **state)
+{
+    (void)state;
+    each(check_transpose);
+}
+
+/* --- rows --- */
+
+static void check_gelu(const struct engine_kernels *k)
+{
+    enum { N = 32000 };
+    static float x[N], y[N];
+    for (int i = 0; i < N; i++)
+        x[i] = y[i] = -12.0f + 24.0f * (float)i / N;
+    const float edges[] = {0.0f, -0.0f, 5.2f, -5.2f, 1e10f, -1e10f, 1e-30f, 3e38f};
+    memcpy(x, edges, sizeof edges);
+    memcpy(y, edges, sizeof edges);
+    k->row->gelu(y, N);
+    for (int i = 0; i < N; i++) {
+        double v = (double)x[i], expected = 0.5 * v * (1 + erf(v / sqrt(2)));
+        assert_true(fabs((double)y[i] - expected) <= 2e-6 * fmax(1, fabs(v)));
+    }
+}
+
+static void gelu_is_exact_enough(void **state)
+{
+    (void)state;
+    each(check_gelu);
+}
+
+static void check_softmax(const struct engine_kernels *k)
+{
+    static const float ranges[] = {0.001f, 1, 20, 300, 1e30f};
+    static float x[512], y[512];
+    for (uint32_t n = ROW_MULTIPLE; n <= 512; n += 5 * ROW_MULTIPLE)
+        for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
+            uint32_t real = n - (uint32_t)rng_below(&rng, ROW_MULTIPLE);
+            double top = -INFINITY, sum = 0;
+            for (uint32_t j = 0; j < n; j++)
+                x[j] = y[j] = j < real ? uniform(-ranges[i], ranges[i]) : -INFINITY;
+            for (uint32_t j = 0; j < real; j++)
+                top = fmax(top, (double)x[j]);
+            for (uint32_t j = 0; j < real; j++)
+                sum += exp((double)x[j] - top);
+            double got = (double)k->row->softmax(y, n);
+            assert_true(fabs(got - sum) < 2e-6 * sum);
+            for (uint32_t j = 0; j < n; j++) {
+                double expected = exp((double)x[j] - top);
+                /* The difference itself is rounded, hence the second term. */
+                double bound = expected * (1e-6 + 2e-7 * fabs((double)x[j] - top)) + 1e-37;
+                assert_true(j >= real ? y[j] < 1e-37f : fabs((double)y[j] - expected) <= bound);
+            }
+        }
+}
+
+static void softmax_rows(void **state)
+{
+    (void)state;
+    each(check_softmax);
+}
+
+static void check_norm(const struct engine_kernels *k)
+{
+    static float h[N_MAX], x[N_MAX], w[N_MAX], b[N_MAX], y[N_MAX];
+    for (uint32_t n = ROW_MULTIPLE; n <= N_MAX; n += 11 * ROW_MULTIPLE)
+        for (int i = 0; i < 6; i++) {
+            float mean = i < 3 ? 0 : 50, spread = i % 3 == 0 ? 1e-3f : 3;
+            bool add = i % 2;
+            fill(h, n, mean - spread, mean + spread);
+            fill(x, n, -1, 1);
+            fill(w, n, -2, 2);
+            fill(b, n, -1, 1);
+            double m = 0, v = 0;
+            for (uint32_t j = 0; j < n; j++)
+                m += ((double)h[j] + (add ? (double)x[j] : 0)) / n;
+            for (uint32_t j = 0; j < n; j++) {
+                double d = (double)h[j] + (add ? (double)x[j] : 0) - m;
+                v += d * d / n;
+            }
+            memcpy(y, h, sizeof y);
+            k->row->norm(y, add ? x : NULL, w, b, n, 1e-12f);
+            for (uint32_t j = 0; j < n; j++) {
+                double d = (double)h[j] + (add ? (double)x[j] : 0) - m;
+                double expected = d / sqrt(v + 1e-12) * (double)w[j] + (double)b[j];
+                /* h + x and the sum are rounded to the precision of the mean. */
+                double bound = 1e-5 + 4e-6 * fabs(m) / sqrt(v);
+                assert_true(fabs((double)y[j] - expected) < bound);
+            }
+        }
+}
+
+static void layer_norm(void **state)
+{
+    (void)state;
+    each(check_norm);
+}
+
+static void check_quantize(const struct engine_kernels *k)
+{
+    static float x[N_MAX], back[N_MAX];
+    static uint8_t codes[N_MAX];
+    for (uint32_t n = ROW_MULTIPLE; n <= N_MAX; n += 11 * ROW_MULTIPLE)
+        for (int i = 0; i < 8; i++) {
+            float scale, offset, lo = i == 0 ? 0 : i == 1 ? -0.17f : -3, largest = 0;
+            fill(x, n, lo, i == 2 ? lo : 3); /* 2: a constant row */
+            if (i == 3)
+                memset(x, 0, sizeof x);
+            if (i == 4)
+                x[n - 1] = 1000;
+            if (i == 5)
+                fill(x, n, -1e37f, 1e37f);
+            if (i == 6)
+                fill(x, n, 100.0f, 100.001f);
+            if (i == 7)
+                x[0] = -1e38f, x[1] = 1e38f;
+            k->row->quantize(x, n, codes, &scale, &offset);
+            k->row->residue(x, n, codes, scale, offset, back);
+            for (uint32_t j = 0; j < n; j++)
+                largest = fmaxf(largest, fabsf(x[j]));
+            for (uint32_t j = 0; j < n; j++) {
+                double y = (double)scale * codes[j] + (double)offset;
+                double bound = 0.501 * (double)scale + 1e-6 * (double)largest + 1e-28;
+                assert_true(codes[j] >= 1);
+                assert_true(fabs(y - (double)x[j]) <= bound);
+                assert_true(fabs((double)back[j] - ((double)x[j] - y)) <=
+                            1e-6 * (double)largest + 128e-6 * (double)scale);
+            }
+        }
+    /* Not a number: any codes, but no trap and nothing outside the row. */
+    float scale, offset;
+    for (uint32_t j = 0; j < ROW_MULTIPLE; j++)
+        x[j] = j % 3 ? NAN : INFINITY;
+    codes[ROW_MULTIPLE] = 77;
+    k->row->quantize(x, ROW_MULTIPLE, codes, &scale, &offset);
+    assert_int_equal(codes[ROW_MULTIPLE], 77);
+}
+
+static void quantized_rows(void **state)
+{
+    (void)state;
+    each(check_quantize);
+}
+
+static void chosen_by_name(void **state)
+{
+    (void)state;
+    const struct engine_kernels *k;
+    struct err e;
+    unsetenv("KITH_KERNELS");
+    assert_int_equal(engine_kernels(&k, &e), 0);
+    setenv("KITH_KERNELS", "scalar", 1);
+    assert_int_equal(engine_kernels(&k, &e), 0);
+    assert_string_equal(k->name, "scalar");
+    setenv("KITH_KERNELS", "abacus", 1);
+    assert_int_equal(engine_kernels(&k, &e), KITH_EINVAL);
+    assert_non_null(strstr(e.message, "abacus"));
+    unsetenv("KITH_KERNELS");
+}
+
+int main(void)
+{
+    printf("seed %d\n", SEED);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(f32_product),    cmocka_unit_test(int8_product),
+        cmocka_unit_test(transposed),     cmocka_unit_test(gelu_is_exact_enough),
+        cmocka_unit_test(softmax_rows),   cmocka_unit_test(layer_norm),
+        cmocka_unit_test(quantized_rows), cmocka_unit_test(chosen_by_name),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,494 @@
+/* The engine link against a child process that behaves well, crashes, hangs, talks nonsense or
+ * never loads. The child is this very program: started with --model it speaks the engine's side
+ * of the wire, and the texts it is given tell it what to do. */
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "protocol/resp_read.h"
+#include "protocol/resp_write.h"
+#include "server/engine_link.h"
+
+enum { DIM = 4 };
+
+/* --- the child
+ * ---------------------------------------------------------------------------------- */
+
+static void vector_of(struct slice text, float *v)
+{
+    uint64_t h = hash64(text.p, text.n);
+    for (int i = 0; i < DIM; i++)
+        v[i] = (float)(h >> (16 * i) & 0xffff);
+}
+
+static void say(struct buf *out)
+{
+    for (size_t done = 0; done < out->len;) {
+        ssize_t n = send(3, out->data + done, out->len - done, MSG_NOSIGNAL);
+        if (n <= 0)
+            _exit(0);
+        done += (size_t)n;
+    }
+    buf_clear(out);
+}
+
+static void say_ready(struct buf *out)
+{
+    static const char *const words[] = {
+        "READY",   "name", "fake", "hash", "0123",  "pooling", "mean",      "dim", "4",
+        "context", "512",  "arch", "bert", "extra", "x",       "precision", "f32"};
+    struct resp_out o = {.to = out, .proto = 2};
+    resp_array(o, sizeof words / sizeof *words);
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        resp_bulk_str(o, words[i]);
+    say(out);
+}
+
+static void answer_embed(struct buf *out, const struct slice *argv, int argc)
+{
+    struct resp_out o = {.to = out, .proto = 2};
+    int n = argc - 3;
+    float v[64 * DIM];
+    for (int i = 0; i < n; i++) {
+        struct slice text = argv[3 + i];
+        if (slice_is(text, "CRASH"))
+            raise(SIGKILL);
+        if (slice_is(text, "EXIT"))
+            _exit(7);
+        if (slice_is(text, "HANG"))
+            pause();
+        if (slice_is(text, "GARBAGE")) {
+            buf_append_str(out, "*1\r\n$-7\r\n");
+            say(out);
+        }
+        if (slice_is(text, "SILENT"))
+            return;
+        if (slice_is(text, "BAD")) {
+            resp_array(o, 4);
+            resp_bulk_str(o, "ERROR");
+            resp_bulk(o, argv[1].p, argv[1].n);
+            resp_bulk_str(o, "INVALID");
+            resp_bulk_str(o, "text 1 is bad");
+            say(out);
+            return;
+        }
+        vector_of(text, v + i * DIM);
+    }
+    bool wrong = n > 0 && slice_is(argv[3], "WRONG");
+    resp_array(o, 6);
+    resp_bulk_str(o, "VECTORS");
+    resp_bulk(o, argv[1].p, argv[1].n);
+    resp_bulkf(o, "%d", n);
+    resp_bulkf(o, "%d", wrong ? DIM + 1 : DIM);
+    resp_bulkf(o, "%d", n);
+    resp_bulk(o, v, (size_t)n * DIM * sizeof *v);
+    say(out);
+}
+
+static int be_the_engine(const char *model)
+{
+    static const struct resp_limits limits = {
+        .max_bulk_bytes = 1 << 26, .max_request_bytes = 1 << 26, .authenticated = true};
+    struct buf out;
+    buf_init(&out);
+    if (strcmp(model, "broken") == 0) {
+        buf_append_str(&out, "*2\r\n$4\r\nFAIL\r\n$8\r\nno magic\r\n");
+        say(&out);
+        return 2;
+    }
+    if (strncmp(model, "slow:", 5) == 0)
+        clock_sleep_us(atoi(model + 5) * 1000);
+    say_ready(&out);
+    struct resp_reader *reader = resp_reader_new();
+    struct resp_request q;
+    struct err e = {0};
+    resp_request_init(&q);
+    char bytes[8192];
+    ssize_t n;
+    while ((n = recv(3, bytes, sizeof bytes, 0)) > 0) {
+        resp_reader_feed(reader, bytes, (size_t)n);
+        while (resp_reader_next(reader, &limits, &q, &e) == RESP_REQUEST) {
+            if (slice_is(q.argv[0], "PING")) {
+                buf_append_str(&out, "*6\r\n$4\r\nPONG\r\n$1\r\n0\r\n$1\r\n0\r\n$2\r\n11\r\n"
+                                     "$2\r\n22\r\n$2\r\n33\r\n");
+                say(&out);
+            } else {
+                answer_embed(&out, q.argv, q.argc);
+            }
+            resp_request_reset(&q);
+        }
+    }
+    return 0;
+}
+
+/* --- the parent
+ * --------------------------------------------------------------------------------- */
+
+struct call {
+    _Atomic int answers;
+    int code;
+    char message[512];
+    uint32_t n, dim;
+    float vectors[64 * DIM];
+    int64_t asked_us, answered_us;
+};
+
+static void done(void *arg, const struct engine_answer *a)
+{
+    struct call *call = arg;
+    call->code = a->code;
+    snprintf(call->message, sizeof call->message, "%s", a->message ? a->message : "");
+    call->n = a->n;
+    call->dim = a->dim;
+    if (a->code == 0)
+        memcpy(call->vectors, a->vectors, (size_t)a->n * a->dim * sizeof(float));
+    call->answered_us = clock_mono_us();
+    atomic_fetch_add(&call->answers, 1);
+}
+
+static struct engine_link *open_link(const char *model, int64_t timeout_ms,
+                                     int64_t queue_tokens)
+{
+    struct err e = {0};
+    struct engine_link *l = NULL;
+    struct engine_link_options o = {.program = "/proc/self/exe",
+                                    .model = model,
+                                    .precision = "auto",
+                                    .threads = 1,
+                                    .batch_tokens = 512,
+                                    .queue_tokens = queue_tokens,
+                                    .timeout_ms = timeout_ms};
+    assert_int_equal(engine_link_open(&l, &o, &e), 0);
+    return l;
+}
+
+static void ask(struct engine_link *l, struct call *call, const char *text)
+{
+    struct slice s = slice_of(text);
+    call->asked_us = clock_mono_us();
+    engine_embed(l, &s, 1, false, done, call);
+}
+
+static void wait_answer(struct call *call)
+{
+    for (int i = 0; i < 10000 && atomic_load(&call->answers) == 0; i++)
+        clock_sleep_us(1000);
+    assert_int_equal(atomic_load(&call->answers), 1);
+}
+
+static void wait_up(struct engine_link *l)
+{
+    struct engine_model m;
+    for (int i = 0; i < 10000 && !engine_link_model(l, &m); i++)
+        clock_sleep_us(1000);
+    assert_true(engine_link_model(l, &m));
+}
+
+static void assert_vectors(const struct call *call, const char *text)
+{
+    float want[DIM];
+    vector_of(slice_of(text), want);
+    assert_int_equal(call->code, 0);
+    assert_int_equal(call->dim, DIM);
+    assert_memory_equal(call->vectors, want, sizeof want);
+}
+
+static void texts_become_vectors(void **state)
+{
+    (void)state;
+    struct err e = {0};
+    struct engine_link *l = open_link("good", 5000, 100000);
+    static struct call early, many;
+    ask(l, &early, "before it is ready"); /* waits for the model */
+    assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+    struct engine_model m;
+    assert_true(engine_link_model(l, &m));
+    assert_string_equal(m.name, "fake");
+    assert_int_equal(m.dim, DIM);
+    wait_answer(&early);
+    assert_vectors(&early, "before it is ready");
+    struct slice texts[60];
+    char names[60][16];
+    for (int i = 0; i < 60; i++) {
+        snprintf(names[i], sizeof names[i], "text %d", i);
+        texts[i] = slice_of(names[i]);
+    }
+    assert_int_equal(engine_embed(l, texts, 60, true, done, &many), 0);
+    wait_answer(&many);
+    assert_int_equal(many.n, 60);
+    for (int i = 0; i < 60; i++) {
+        float want[DIM];
+        vector_of(texts[i], want);
+        assert_memory_equal(many.vectors + i * DIM, want, sizeof want);
+    }
+    static struct call bad, none;
+    ask(l, &bad, "BAD");
+    wait_answer(&bad);
+    assert_int_equal(bad.code, KITH_EINVAL);
+    assert_string_equal(bad.message, "ERR text 1 is bad");
+    assert_int_not_equal(engine_embed(l, texts, 0, false, done, &none), 0);
+    assert_int_equal(atomic_load(&none.answers), 1);
+    struct engine_stats stats;
+    engine_link_stats(l, &stats);
+    assert_true(stats.up && stats.pid > 0);
+    assert_int_equal(stats.restarts, 0);
+    assert_int_equal(stats.queued, 0);
+    engine_link_close(l);
+}
+
+/* Many requests under way with long texts: the socket is full and the rest is sent by the link.
+ */
+static void a_full_socket_loses_nothing(void **state)
+{
+    (void)state;
+    enum { CALLS = 400, BYTES = 20000 };
+    struct err e = {0};
+    struct engine_link *l = open_link("good", 5000, 10000000);
+    assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+    struct call *calls = calloc(CALLS, sizeof *calls);
+    char *text = malloc(BYTES + 1);
+    for (int i = 0; i < CALLS; i++) {
+        memset(text, 'a' + i % 26, BYTES);
+        snprintf(text, 16, "%d", i);
+        text[strlen(text)] = ' ';
+        text[BYTES] = '\0';
+        ask(l, &calls[i], text);
+    }
+    for (int i = 0; i < CALLS; i++) {
+        memset(text, 'a' + i % 26, BYTES);
+        snprintf(text, 16, "%d", i);
+        text[strlen(text)] = ' ';
+        text[BYTES] = '\0';
+        wait_answer(&calls[i]);
+        assert_vectors(&calls[i], text);
+    }
+    free(text);
+    free(calls);
+    engine_link_close(l);
+}
+
+static void dies(const char *text, const char *says, int64_t timeout_ms, int64_t within_ms)
+{
+    struct err e = {0};
+    struct engine_link *l = open_link("good", timeout_ms, 100000);
+    assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+    static struct call waiting, cause, after;
+    memset(&waiting, 0, sizeof waiting);
+    memset(&cause, 0, sizeof cause);
+    memset(&after, 0, sizeof after);
+    ask(l, &waiting, "SILENT");
+    ask(l, &cause, text);
+    wait_answer(&waiting);
+    wait_answer(&cause);
+    if (!strstr(waiting.message, says) || strncmp(waiting.message, "ENGINE ", 7) != 0)
+        fail_msg("%s: %s", text, waiting.message);
+    assert_string_equal(waiting.message, cause.message);
+    assert_true(waiting.answered_us - waiting.asked_us < within_ms * 1000);
+    wait_up(l);
+    ask(l, &after, "again");
+    wait_answer(&after);
+    assert_vectors(&after, "again");
+    struct engine_stats stats;
+    engine_link_stats(l, &stats);
+    assert_int_equal(stats.restarts, 1);
+    engine_link_close(l);
+}
+
+static void a_crash_is_answered_at_once(void **state)
+{
+    (void)state;
+    dies("CRASH", "stopped (signal 9); it is being restarted, try again", 5000, 1000);
+    dies("EXIT", "stopped (exit status 7)", 5000, 1000);
+}
+
+static void nonsense_ends_the_engine(void **state)
+{
+    (void)state;
+    dies("GARBAGE", "not the protocol", 5000, 1000);
+}
+
+static void silence_ends_the_engine(void **state)
+{
+    (void)state;
+    dies("HANG", "did not answer for", 300, 300 + 1000 + 1000);
+}
+
+static void vectors_of_a_wrong_shape_are_refused(void **state)
+{
+    (void)state;
+    struct err e = {0};
+    struct engine_link *l = open_link("good", 5000, 100000);
+    assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+    static struct call call;
+    ask(l, &call, "WRONG");
+    wait_answer(&call);
+    assert_int_equal(call.code, KITH_EPROTO);
+    engine_link_close(l);
+}
+
+static void a_poisoned_text_slows_restarts_down(void **state)
+{
+    (void)state;
+    struct engine_link *l = open_link("good", 5000, 100000);
+    int64_t from = clock_mono_us();
+    for (int i = 0; i < 4; i++) {
+        struct call call = {0};
+        wait_up(l);
+        ask(l, &call, "CRASH");
+        wait_answer(&call);
+        struct call refused = {0};
+        ask(l, &refused, "while it is down");
+        if (atomic_load(&refused.answers) == 1) /* unless it is up again by now */
+            assert_non_null(strstr(refused.message, "the next start is tried in"));
+        else
+            wait_answer(&refused);
+    }
+    /* 100 + 200 + 400 ms lie between four crashes. */
+    assert_true(clock_mono_us() - from > 650 * 1000);
+    engine_link_close(l);
+}
+
+static void a_broken_model_is_told_and_tried_again(void **state)
+{
+    (void)state;
+    struct err e = {0};
+    struct engine_link *l = open_link("broken", 5000, 100000);
+    assert_int_equal(engine_link_wait_ready(l, 5000, &e), KITH_ECLOSED);
+    assert_non_null(strstr(e.message, "no magic"));
+    static struct call call;
+    ask(l, &call, "text");
+    wait_answer(&call);
+    assert_non_null(strstr(call.message, "no magic"));
+    struct engine_stats stats = {0};
+    for (int i = 0; i < 3000 && stats.restarts < 2; i++) {
+        clock_sleep_us(1000);
+        engine_link_stats(l, &stats);
+    }
+    assert_true(stats.restarts >= 2);
+    engine_link_close(l);
+    struct engine_link_options o = {.program = "/nowhere/kith-engine",
+                                    .model = "m",
+                                    .queue_tokens = 1000,
+                                    .timeout_ms = 1000};
+    assert_int_equal(engine_link_open(&l, &o, &e), 0);
+    assert_int_equal(engine_link_wait_ready(l, 5000, &e), KITH_ECLOSED);
+    assert_non_null(strstr(e.message, "/nowhere/kith-engine"));
+    engine_link_close(l);
+}
+
+static void nobody_waits_for_a_slow_load(void **state)
+{
+    (void)state;
+    struct engine_link *l = open_link("slow:900", 200, 100000);
+    static struct call early, late, after;
+    ask(l, &early, "early");
+    wait_answer(&early);
+    assert_true(early.answered_us - early.asked_us < 800 * 1000);
+    assert_non_null(strstr(early.message, "still loading"));
+    ask(l, &late, "late");
+    assert_int_equal(atomic_load(&late.answers), 1);
+    wait_up(l); /* it was not killed for being slow */
+    ask(l, &after, "after");
+    wait_answer(&after);
+    assert_vectors(&after, "after");
+    engine_link_close(l);
+}
+
+static void the_queue_is_bounded(void **state)
+{
+    (void)state;
+    struct err e = {0};
+    struct engine_link *l = open_link("good", 5000, 10); /* 80 bytes */
+    assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+    static struct call first, second, third;
+    char text[101];
+    memset(text, 'x', 100);
+    text[100] = '\0';
+    ask(l, &first, "SILENT"); /* stays under way */
+    ask(l, &second, text);
+    assert_int_equal(second.code, KITH_EBUSY);
+    assert_int_equal(strncmp(second.message, "BUSY ", 5), 0);
+    ask(l, &third, "short");
+    wait_answer(&third);
+    assert_vectors(&third, "short");
+    engine_link_close(l); /* answers the first */
+    assert_int_equal(atomic_load(&first.answers), 1);
+    assert_non_null(strstr(first.message, "shutting down"));
+}
+
+static void closing_leaves_no_child(void **state)
+{
+    (void)state;
+    for (int hang = 0; hang < 2; hang++) {
+        struct err e = {0};
+        struct engine_link *l = open_link("good", 60000, 1000);
+        assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+        struct engine_stats stats;
+        engine_link_stats(l, &stats);
+        static struct call call;
+        memset(&call, 0, sizeof call);
+        if (hang)
+            ask(l, &call, "HANG");
+        int64_t from = clock_mono_us();
+        engine_link_close(l);
+        assert_true(clock_mono_us() - from < 3000 * 1000);
+        assert_int_equal(kill(stats.pid, 0), -1);
+        if (hang)
+            assert_int_equal(atomic_load(&call.answers), 1);
+    }
+}
+
+static void running_out_of_memory_answers_too(void **state)
+{
+    (void)state;
+    struct err e = {0};
+    struct engine_link *l = open_link("good", 60000, 100000);
+    assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+    for (long n = 1; n <= 4; n++) {
+        struct call call = {0};
+        mem_fail_after(n);
+        ask(l, &call, "some text");
+        clock_sleep_us(20000);
+        mem_fail_after(0);
+        wait_answer(&call); /* a vector, or why not; never silence */
+        wait_up(l);
+    }
+    engine_link_close(l);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 2 && strcmp(argv[1], "--model") == 0)
+        _exit(be_the_engine(argv[2])); /* what the child leaves is the kernel's to free */
+    signal(SIGPIPE, SIG_IGN);
+    log_set_level(LOG_ERROR);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(texts_become_vectors),
+        cmocka_unit_test(a_full_socket_loses_nothing),
+        cmocka_unit_test(a_crash_is_answered_at_once),
+        cmocka_unit_test(nonsense_ends_the_engine),
+        cmocka_unit_test(silence_ends_the_engine),
+        cmocka_unit_test(vectors_of_a_wrong_shape_are_refused),
+        cmocka_unit_test(a_poisoned_text_slows_restarts_down),
+        cmocka_unit_test(a_broken_model_is_told_and_tried_again),
+        cmocka_unit_test(nobody_waits_for_a_slow_load),
+        cmocka_unit_test(the_queue_is_bounded),
+        cmocka_unit_test(closing_leaves_no_child),
+        cmocka_unit_test(running_out_of_memory_answers_too),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Installs the packages that building (build) or testing (test) needs and that are missing.
+# On a system without apt-get it prints the list and stops.
+set -eu
+cd "$(dirname "$0")/.."
+
+build="gcc make libc6-dev liblmdb-dev libxxhash-dev libsimde-dev libevent-dev libhiredis-dev
+ libutf8proc-dev libjansson-dev python3-venv redis-tools"
+test="$build libcmocka-dev clang clang-format libclang-rt-14-dev redis-server strace lmdb-utils e2fsprogs"
+case "${1:-build}" in
+build) packages=$build ;;
+test) packages=$test ;;
+*)
+    echo "usage: tools/deps.sh build|test" >&2
+    exit 2
+    ;;
+esac
+
+missing() {
+    for p in $packages; do
+        dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || echo "$p"
+    done
+}
+
+if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+    # Another system: trust what is there, and say what is looked for when something is not.
+    if [ "${KITH_DEPS:-}" = present ]; then
+        exit 0
+    fi
+    echo "kith: this system has no apt-get. Install these (Debian's names), then set KITH_DEPS=present:" >&2
+    echo $packages >&2
+    exit 1
+fi
+
+need=$(missing)
+if [ -n "$need" ]; then
+    sudo=
+    if [ "$(id -u)" != 0 ]; then
+        if ! command -v sudo >/dev/null; then
+            echo "kith: these packages are missing and you are not root: run as root:" >&2
+            echo "  apt-get install" $need >&2
+            exit 1
+        fi
+        sudo=sudo
+    fi
+    echo "==> installing" $need
+    export DEBIAN_FRONTEND=noninteractive
+    # shellcheck disable=SC2086
+    $sudo apt-get install -y -q --no-install-recommends $need >/tmp/kith-apt.$$ 2>&1 ||
+        { $sudo apt-get update -q && $sudo apt-get install -y -q --no-install-recommends $need; } >/tmp/kith-apt.$$ 2>&1 || {
+        tail -n 20 /tmp/kith-apt.$$ >&2
+        echo "kith: apt-get could not install:" $need >&2
+        exit 1
+    }
+    rm -f /tmp/kith-apt.$$
+    # A freshly installed redis-server must not take the port a user is about to use.
+    case " $need " in *redis-server*) $sudo service redis-server stop >/dev/null 2>&1 || true ;; esac
+fi
+
+venv=build/venv
+if [ ! -x $venv/bin/python ]; then
+    mkdir -p build
+    echo "==> making $venv"
+    python3 -m venv $venv
+fi
+if [ "${1:-build}" = test ] && ! cmp -s tools/requirements.txt $venv/requirements.txt; then
+    echo "==> installing the tests' Python packages into $venv"
+    $venv/bin/pip install -q --disable-pip-version-check -r tools/requirements.txt
+    cp tools/requirements.txt $venv/requirements.txt
+fi

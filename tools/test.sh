@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Runs every test of the built VARIANT and ends with one line that counts them. Exits non-zero when
+# one failed or none ran. KITH_LONG=1 asks for the long versions.
+set -u
+cd "$(dirname "$0")/.."
+variant=${VARIANT:-release}
+[ "$variant" = release ] && root=build || root=build/$variant
+export KITH_BIN=$root/bin KITH_VARIANT=$variant
+export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:abort_on_error=0:exitcode=99}
+export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
+export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=1:exitcode=66:suppressions=$PWD/tests/tsan.supp}
+logs=$root/test-logs
+rm -rf "$logs" && mkdir -p "$logs"
+passed=0 failed=0 skipped=0
+
+say() { printf '%s\n' "$*"; }
+
+say "==> unit tests ($variant)"
+for t in "$root"/tests/*_test; do
+    [ -x "$t" ] || continue
+    name=$(basename "$t")
+    start=$(date +%s.%N)
+    timeout 600 "$t" >"$logs/$name.log" 2>&1
+    code=$?
+    ok=$(grep -c '^\[       OK \]' "$logs/$name.log")
+    bad=$(grep -c '^\[  FAILED  \] [a-zA-Z_]' "$logs/$name.log")
+    skip=$(grep -c '^\[  SKIPPED \] [a-zA-Z_]' "$logs/$name.log")
+    [ "$code" != 0 ] && [ "$bad" = 0 ] && bad=1
+    [ "$bad" -gt 0 ] && bad=$(((bad + 1) / 2))
+    [ "$skip" -gt 0 ] && skip=$(((skip + 1) / 2))
+    passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
+    printf '  %-28s %3d ok %s %s  %.1f s\n' "$name" "$ok" "$([ "$bad" -gt 0 ] && echo "$bad FAILED")" \
+        "$([ "$skip" -gt 0 ] && echo "$skip skipped")" "$(echo "$(date +%s.%N) - $start" | bc)"
+    if [ "$code" != 0 ]; then
+        tail -n 40 "$logs/$name.log" | sed 's/^/    /'
+    elif [ "$skip" -gt 0 ]; then
+        grep -i 'skip' "$logs/$name.log" | grep -v '^\[' | sort -u | sed 's/^/    /'
+    fi
+done
+
+say "==> fuzz corpora ($variant)"
+for r in "$root"/tests/replay_fuzz_*; do
+    [ -x "$r" ] || continue
+    name=$(basename "$r")
+    corpus=tests/fuzz/corpus/${name#replay_fuzz_}
+    if timeout 600 "$r" "$corpus" >"$logs/$name.log" 2>&1; then
+        passed=$((passed + 1))
+        printf '  %-28s %s\n' "${name#replay_}" "$(tail -n 1 "$logs/$name.log")"
+    else
+        failed=$((failed + 1))
+        say "  $name FAILED"
+        tail -n 30 "$logs/$name.log" | sed 's/^/    /'
+    fi
+done
+
+say "==> integration and crash tests ($variant)"
+build/venv/bin/python -m pytest tests/integration tests/crash -q -rs --durations=5 \
+    -p no:cacheprovider --junit-xml="$logs/pytest.xml" ${PYTEST_ARGS:-}
+code=$?
+if [ -f "$logs/pytest.xml" ]; then
+    read -r p f s < <(build/venv/bin/python - "$logs/pytest.xml" <<'PY'
+import sys, xml.etree.ElementTree as ET
+suite = ET.parse(sys.argv[1]).getroot().find("testsuite")
+n, f, e, s = (int(suite.get(k)) for k in ("tests", "failures", "errors", "skipped"))
+print(n - f - e - s, f + e, s)
+PY
+    )
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+fi
+[ $code != 0 ] && [ "${f:-0}" = 0 ] && failed=$((failed + 1))
+
+say
+say "kith: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ] && [ "$passed" -gt 0 ]
