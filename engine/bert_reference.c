@@ -19,7 +19,8 @@ struct scratch {
     float *weights;                /* one matrix as floats, and ROWS - 1 rows of zeros */
     float *tile;                   /* TILE tokens of a product's input, zeros past the last */
     float *scores;                 /* n tokens */
-    float *row;                    /* one row of an embedding table */
+    float *values;                 /* one head's v, token by token */
+    float *row;                    /* n_embd: one row of a table, or of one head's result */
     void *block;
 };
 
@@ -36,8 +37,8 @@ static int scratch_init(struct scratch *s, const struct bert *b, uint32_t n, str
     /* bert_bind keeps every dimension small enough for these sums and products. */
     size_t wide = b->n_ff > b->n_embd ? b->n_ff : b->n_embd, d = (size_t)b->n_embd * n;
     size_t weights = wide * b->n_embd + (ROWS - 1) * wide;
-    size_t floats =
-        5 * d + (size_t)b->n_ff * n + weights + wide * TILE + n + b->n_embd + 10 * (size_t)16;
+    size_t floats = 5 * d + (size_t)b->n_ff * n + weights + wide * TILE + n + d + b->n_embd +
+                    11 * (size_t)16;
     float *p = mem_alloc_aligned(64, floats * sizeof(float));
     if (!p)
         return err_set(e, KITH_ENOMEM, "out of memory for %u tokens", n);
@@ -49,6 +50,7 @@ static int scratch_init(struct scratch *s, const struct bert *b, uint32_t n, str
     s->weights = carve(&p, weights);
     s->tile = carve(&p, wide * TILE);
     s->scores = carve(&p, n);
+    s->values = carve(&p, (size_t)n * (b->n_embd / b->n_heads));
     s->row = carve(&p, b->n_embd);
     memset(s->weights, 0, weights * sizeof(float));
     return 0;
@@ -140,6 +142,9 @@ static void attention(const struct bert *b, struct scratch *s, uint32_t n)
         const float *q = s->q + head * width * n, *k = s->k + head * width * n;
         const float *v = s->v + head * width * n;
         float *a = s->a + head * width * n;
+        for (size_t u = 0; u < n; u++)
+            for (size_t i = 0; i < width; i++)
+                s->values[u * width + i] = v[i * n + u];
         for (size_t t = 0; t < n; t++) {
             memset(s->scores, 0, n * sizeof(float));
             for (size_t i = 0; i < width; i++)
@@ -148,12 +153,12 @@ static void attention(const struct bert *b, struct scratch *s, uint32_t n)
             for (size_t u = 0; u < n; u++)
                 s->scores[u] *= scale;
             softmax(s->scores, n);
-            for (size_t i = 0; i < width; i++) {
-                float sum = 0;
-                for (size_t u = 0; u < n; u++)
-                    sum += s->scores[u] * v[i * n + u];
-                a[i * n + t] = sum;
-            }
+            memset(s->row, 0, width * sizeof(float));
+            for (size_t u = 0; u < n; u++)
+                for (size_t i = 0; i < width; i++)
+                    s->row[i] += s->scores[u] * s->values[u * width + i];
+            for (size_t i = 0; i < width; i++)
+                a[i * n + t] = s->row[i];
         }
     }
 }

@@ -99,4 +99,6 @@ int link_connect(struct index *x, struct index_scratch *s, struct link_edge *edg
 int link_prepare(struct index *x, struct index_scratch *s, struct link_job *j, struct err *e);
 int link_commit(struct index *x, struct index_scratch *s, struct link_job *j, struct err *e);
 int unlink_prepare(struct index *x, struct index_scratch *s, struct link_job *j, struct err *e);
-int unlink_commit(struct index *x, struct index_scratch *s, struct link_job *j, struct err *e);
+/* meta: the slot's. */
+int unlink_commit(struct index *x, struct index_scratch *s, struct link_job *j, uint32_t meta,
+                  struct err *e);

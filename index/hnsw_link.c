@@ -318,8 +318,10 @@ int link_commit(struct index *x, struct index_scratch *s, struct link_job *j, st
     int rc = index_meta(x, j->slot, &meta, e);
     if (rc < 0)
         return rc;
-    if (code_meta_state(meta) != CODE_TAIL)
-        return 1; /* removed meanwhile: the removal has taken it out of the tail */
+    if (code_meta_state(meta) != CODE_TAIL) {
+        tail_drop(&x->tail, j->slot); /* removed meanwhile, or named by a wrong file */
+        return 1;
+    }
     uint64_t entry = index_entry(x);
     unsigned level = code_meta_level(meta);
     bool saw_none = entry_none(j->entry);

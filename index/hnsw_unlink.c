@@ -183,12 +183,10 @@ int unlink_prepare(struct index *x, struct index_scratch *s, struct link_job *j,
     return rc;
 }
 
-int unlink_commit(struct index *x, struct index_scratch *s, struct link_job *j, struct err *e)
+int unlink_commit(struct index *x, struct index_scratch *s, struct link_job *j, uint32_t meta,
+                  struct err *e)
 {
-    uint32_t meta;
-    int rc = index_meta(x, j->slot, &meta, e);
-    if (rc == 0)
-        rc = hnsw_entry_without(x, j->slot, e);
+    int rc = hnsw_entry_without(x, j->slot, e);
     if (rc == 0)
         rc = hnsw_detach(x, j->slot, code_meta_level(meta), e);
     for (size_t i = 0; rc >= 0 && i < j->n_edges; i++) {
@@ -197,5 +195,5 @@ int unlink_commit(struct index *x, struct index_scratch *s, struct link_job *j, 
             code_meta_state(a) == CODE_LINKED)
             rc = link_connect(x, s, &j->edges[i], false, e);
     }
-    return rc < 0 ? rc : 1;
+    return rc < 0 ? rc : 0;
 }

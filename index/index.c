@@ -312,28 +312,46 @@ static void leave(struct index *x, struct link_job *j)
     *at = j->next;
 }
 
+static int prepare(struct index *x, struct index_scratch *s, struct link_job *j, struct err *e)
+{
+    if (x->params.kind == INDEX_FLAT)
+        return 0;
+    return j->kind == LINK_INSERT ? link_prepare(x, s, j, e) : unlink_prepare(x, s, j, e);
+}
+
+/* 1 done, 0 to be prepared again, or a negative code. */
+static int commit(struct index *x, struct index_scratch *s, struct link_job *j, struct err *e)
+{
+    if (j->kind == LINK_INSERT)
+        return link_commit(x, s, j, e);
+    uint32_t meta;
+    int rc = index_meta(x, j->slot, &meta, e);
+    if (rc < 0)
+        return rc;
+    if (code_meta_state(meta) != CODE_REMOVED) {
+        removal_forget(x); /* only a wrong file can have named it */
+        return 1;
+    }
+    if (x->params.kind == INDEX_HNSW && (rc = unlink_commit(x, s, j, meta, e)) < 0)
+        return rc;
+    removal_bury(x, j->slot);
+    return 1;
+}
+
 /* Prepares without the lock and commits with it, again where the commit says so. */
 static int work(struct index *x, struct index_scratch *s, struct link_job *j, struct err *e)
 {
     for (;;) {
-        bool insert = j->kind == LINK_INSERT;
-        int rc = x->params.kind == INDEX_FLAT ? 0
-                 : insert                     ? link_prepare(x, s, j, e)
-                                              : unlink_prepare(x, s, j, e);
+        int rc = prepare(x, s, j, e);
         pthread_mutex_lock(x->options.owner);
         if (rc == 0)
-            rc = x->params.kind == INDEX_FLAT ? 1
-                 : insert                     ? link_commit(x, s, j, e)
-                                              : unlink_commit(x, s, j, e);
-        if (rc != 0) {
+            rc = commit(x, s, j, e);
+        if (rc != 0)
             leave(x, j);
-            if (!insert && rc > 0)
-                removal_bury(x, j->slot);
-            else if (!insert)
-                removal_give_back(x, j->slot);
-            else if (rc < 0)
-                tail_unclaim(&x->tail, j->slot);
-        }
+        if (rc < 0 && j->kind == LINK_INSERT)
+            tail_unclaim(&x->tail, j->slot);
+        else if (rc < 0)
+            removal_give_back(x, j->slot);
         pthread_mutex_unlock(x->options.owner);
         if (rc != 0)
             return rc;

@@ -69,6 +69,11 @@ void removal_give_back(struct index *x, uint32_t slot)
     atomic_fetch_add(&x->n_queued, 1);
 }
 
+void removal_forget(struct index *x)
+{
+    atomic_fetch_sub(&x->n_removing, 1);
+}
+
 void removal_bury(struct index *x, uint32_t slot)
 {
     x->buried[x->n_buried++] = (struct buried){slot, ++x->job_clock};
@@ -83,10 +88,17 @@ static uint64_t oldest_job(const struct index *x)
     return oldest;
 }
 
+/* 1, 0 for one that was freed before (a wrong file had named it twice), or a negative code. */
 static int free_slot(struct index *x, uint32_t slot, struct err *e)
 {
-    int rc = x->arrays.links ? hnsw_upper_free(x, slot, e) : 0;
-    return rc ? rc : index_set_state(x, slot, CODE_FREE, e);
+    uint32_t meta;
+    int rc = index_meta(x, slot, &meta, e);
+    if (rc < 0 || code_meta_state(meta) != CODE_REMOVED)
+        return rc;
+    if (x->arrays.links && (rc = hnsw_upper_free(x, slot, e)) != 0)
+        return rc;
+    rc = index_set_state(x, slot, CODE_FREE, e);
+    return rc < 0 ? rc : 1;
 }
 
 int removal_reclaim(struct index *x, struct err *e)
@@ -103,18 +115,18 @@ int removal_reclaim(struct index *x, struct err *e)
     int rc = 0, freed = 0;
     for (size_t i = 0; i < x->n_buried; i++) {
         struct buried b = x->buried[i];
-        if (i >= n || b.stamp >= oldest || rc != 0 || (rc = free_slot(x, b.slot, e)) != 0) {
+        if (i >= n || b.stamp >= oldest || rc < 0 || (rc = free_slot(x, b.slot, e)) < 0) {
             x->buried[kept++] = b;
             continue;
         }
         freed++;
         atomic_fetch_sub(&x->n_removing, 1);
         atomic_fetch_sub(&x->n_to_free, 1);
-        if (x->options.on_slot_free)
+        if (rc == 1 && x->options.on_slot_free)
             x->options.on_slot_free(x->options.arg, b.slot);
     }
     x->n_buried = kept;
-    return rc ? rc : freed;
+    return rc < 0 ? rc : freed;
 }
 
 void removal_save(const struct index *x, struct buf *out)

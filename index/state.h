@@ -105,6 +105,7 @@ int flat_scan(struct index *x, struct index_scratch *s, const struct code_query 
 int removal_enqueue(struct index *x, uint32_t slot, struct err *e);
 bool removal_claim(struct index *x, uint32_t *slot);
 void removal_give_back(struct index *x, uint32_t slot);
+void removal_forget(struct index *x); /* one that was claimed and is no removal */
 void removal_bury(struct index *x, uint32_t slot);
 /* Waits for readers, then frees what can be freed. Called and returns with the lock held; lets
  * go of it while it waits. Returns how many were freed, or a negative code. */

@@ -209,6 +209,10 @@ struct syntax *syntax_parse(struct arena *a, const char *text)
     if (!syntax)
         return NULL;
     syntax->first = read_sequence(&s);
+    if (*s.p == '|') { /* a choice without brackets: it is the only argument */
+        s.p = text;
+        syntax->first = read_alternatives(&s, '|');
+    }
     return syntax->first && !s.failed ? syntax : NULL;
 }
 

@@ -19,7 +19,7 @@ struct config {
     char *bind, *unixsocket, *dir, *logfile, *pidfile;
     char *embedder, *engine_path, *engine_precision;
     _Atomic int64_t engine_threads, engine_batch_tokens, engine_batch_wait_us,
-        engine_queue_tokens, link_threads;
+        engine_queue_tokens, link_threads, log_segment_bytes;
 
     /* changeable */
     _Atomic int64_t maxclients, timeout_s, tcp_keepalive_s, maxmemory, slowlog_slower_than_us,

@@ -166,6 +166,13 @@ static void enqueue(struct connection *conn, struct request *q)
     conn->queued_bytes += q->parsed.bytes;
 }
 
+static void enqueue_first(struct connection *conn, struct request *q)
+{
+    STAILQ_INSERT_HEAD(&conn->queue, q, next);
+    conn->n_queued++;
+    conn->queued_bytes += q->parsed.bytes;
+}
+
 static void dequeue(struct connection *conn, struct request *q)
 {
     STAILQ_REMOVE_HEAD(&conn->queue, next);
@@ -425,12 +432,13 @@ static bool run_queue(struct connection *conn, int64_t until_us)
             send_texts(conn, q);
         if (q->texts == TEXTS_SENT)
             return false;
+        dequeue(conn, q); /* before it may move to the transaction's list */
         enum outcome outcome = execute(conn, q);
         if (outcome == OUTCOME_WAITS) {
+            enqueue_first(conn, q);
             connection_block(conn);
             return false;
         }
-        dequeue(conn, q);
         if (outcome == OUTCOME_DONE)
             dispatch_release(conn, q);
         if (!in_time(conn, until_us))

@@ -100,7 +100,9 @@ struct engine_link {
     char read_buffer[READ_BYTES];
     float *vectors;
     size_t vectors_cap;
-    int64_t started_us, last_pong_us, last_ping_us, backoff_ms;
+    int64_t started_us, last_ping_us, backoff_ms;
+    int64_t
+        unanswered_us; /* when the oldest PING without a PONG was sent, 0 when there is none */
     char end_reason[256];
 };
 
@@ -350,7 +352,8 @@ static bool on_ready(struct engine_link *l, const struct slice *words, int n)
                ", %s, kernels %s, precision %s, loaded in %" PRId64 " ms",
                m.name, m.dim, m.context, m.type, m.kernels, m.precision,
                (now - l->started_us) / 1000);
-    l->last_pong_us = l->last_ping_us = now;
+    l->last_ping_us = now;
+    l->unanswered_us = 0;
     pthread_mutex_lock(&l->lock);
     l->model = m;
     l->state = LINK_READY;
@@ -437,7 +440,7 @@ static bool on_pong(struct engine_link *l, const struct slice *words, int n)
     for (int i = 0; i < 4; i++)
         if (!word_number(words[i + 2], &v[i]))
             return false;
-    l->last_pong_us = clock_mono_us();
+    l->unanswered_us = 0;
     pthread_mutex_lock(&l->lock);
     l->stats.batches = v[1];
     l->stats.tokens = v[2];
@@ -565,14 +568,15 @@ static bool keep_time(struct engine_link *l, bool quiet)
         }
         return true;
     }
-    if (quiet && l->last_ping_us > l->last_pong_us &&
-        now - l->last_pong_us > (timeout_ms + PING_INTERVAL_MS) * 1000) {
-        set_end(l, "it did not answer for %" PRId64 " ms", (now - l->last_pong_us) / 1000);
+    if (quiet && l->unanswered_us > 0 && now - l->unanswered_us > timeout_ms * 1000) {
+        set_end(l, "it did not answer for %" PRId64 " ms", (now - l->unanswered_us) / 1000);
         return false;
     }
     int64_t interval_ms = timeout_ms / 2 < PING_INTERVAL_MS ? timeout_ms / 2 : PING_INTERVAL_MS;
     if (now - l->last_ping_us >= interval_ms * 1000) {
         l->last_ping_us = now;
+        if (l->unanswered_us == 0)
+            l->unanswered_us = now;
         pthread_mutex_lock(&l->lock);
         struct resp_out o = {.to = &l->out, .proto = 2};
         resp_array(o, 2);

@@ -23,6 +23,7 @@ void settings_shard_options(struct config *c, struct shard_options *o)
     o->appendfsync = config_word(c, "appendfsync");
     o->checkpoint_log_bytes = (uint64_t)atomic_load(&c->checkpoint_log_bytes);
     o->checkpoint_dirty_limit = (uint64_t)atomic_load(&c->checkpoint_dirty_limit);
+    o->log_segment_bytes = (uint64_t)atomic_load(&c->log_segment_bytes);
     o->maxmemory = (uint64_t)atomic_load(&c->maxmemory);
     o->checkpoint_interval_s = (uint32_t)atomic_load(&c->checkpoint_interval_s);
     o->link_threads = (unsigned)link_threads;

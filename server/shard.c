@@ -312,6 +312,7 @@ static int open_files(struct shard *s, struct err *e)
 static int open_log(struct shard *s, struct err *e)
 {
     struct wal_options options = {.sync = sync_mode(s->options.appendfsync),
+                                  .segment_bytes = s->options.log_segment_bytes,
                                   .on_advance = released,
                                   .on_fatal = fatal,
                                   .arg = s};

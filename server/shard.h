@@ -66,6 +66,7 @@ struct shard_options {
     const char *dir;
     const char *appendfsync; /* always | everysec | no */
     uint64_t checkpoint_log_bytes, checkpoint_dirty_limit, maxmemory;
+    uint64_t log_segment_bytes; /* 0: the log's default */
     uint32_t checkpoint_interval_s;
     unsigned link_threads;
     uint32_t tail_max;

@@ -5,25 +5,26 @@
  * rules:
  *
  *   1. A slot that was once set never becomes empty again. Only an empty slot is filled by a
- * reader (fault), under fill_lock; a full one is replaced by the owner alone. So a reader that
- * looked a chunk up long ago, in an older view, cannot put a stale pointer over a newer one:
- * either the slot is still empty, then the chunk was never written by this process and its
- * value is the same in every view, or it is full and the reader takes what is there.
+ *      reader (fault), under fill_lock; a full one is replaced by the owner alone. So a reader
+ *      that looked a chunk up long ago, in an older view, cannot put a stale pointer over a
+ *      newer one: either the slot is still empty, then the chunk was never written by this
+ *      process and its value is the same in every view, or it is full and the reader takes
+ *      what is there.
  *   2. What leaves a slot is retired (base/epoch.h), never freed, so readers inside their
- * bracket keep it. A mapped chunk needs no retiring: the view it was found in outlives the
- * readers (store_refreshed waits for them).
+ *      bracket keep it. A mapped chunk needs no retiring: the view it was found in outlives
+ *      the readers (store_refreshed waits for them).
  *   3. A frozen block is not written: the owner's next write makes a new block. So the
- * checkpointer reads the frozen list and its blocks without a lock.
- *   4. Nothing in settle can fail: the lists have their room before they are needed, and a
- * chunk that cannot be found in the map again stays on the heap.
+ *      checkpointer reads the frozen list and its blocks without a lock.
+ *   4. Nothing in freeze and settle can fail: the lists run through the notes and the blocks
+ *      themselves, and a chunk that cannot be found in the map again stays on the heap.
  *   5. All chunks of the records that exist are stored by each checkpoint (growing makes a
- * chunk dirty), with exactly as many records as existed at the freeze. So a missing or a
- * shorter chunk is damage.
+ *      chunk dirty), with exactly as many records as existed at the freeze. So a missing or a
+ *      shorter chunk is damage.
  *
- * A heap block is { 16 bytes | header of the stored value | records }, aligned to 64, so that
- * the records are too and the value can be handed to LMDB as it lies. A full chunk in the map
- * begins 16 + 48 bytes after a page boundary and is aligned as well; the last, shorter chunk of
- * an array may lie inside a leaf page at any even address, and is copied.
+ * A heap block is { link, 16 bytes | header of the stored value | records }, aligned to 64, so
+ * that the records are too and the value can be handed to LMDB as it lies. A full chunk in the
+ * map begins 16 + 48 bytes after a page boundary and is aligned as well; the last, shorter
+ * chunk of an array may lie inside a leaf page at any even address, and is copied.
  *
  * Rejected: emptying all slots at a checkpoint, so that readers fault them again in the new
  * view: that is what LMDB's contract asks to the letter, but costs every reader a lookup per
@@ -50,31 +51,36 @@ enum state {
     OVERWRITTEN /* in both: written again since the freeze, its slot is a newer block */
 };
 
+enum { NO_CHUNK = UINT32_MAX };
+
 /* The owner's notes about a chunk. */
 struct note {
     uint32_t capacity; /* records that the heap block has room for; 0: not on the heap */
-    uint8_t state;
+    uint32_t next;     /* in the dirty list */
+    uint32_t state;
 };
 
-struct frozen {
-    uint32_t chunk, n_records;
-    char *records; /* in a heap block */
-    uint32_t capacity;
+/* The head of a heap block, before its records. */
+struct block {
+    struct block *next; /* in the frozen list or the garbage */
+    uint32_t chunk, capacity;
+    char value[CHUNK_HEADER_BYTES]; /* the stored value begins here */
 };
+_Static_assert(sizeof(struct block) == BLOCK_HEAD_BYTES, "records of a block are aligned");
 
 struct chunks {
     struct records r; /* first: a struct records * is a struct chunks * */
     struct store *store;
     uint32_t array;
-    uint32_t stored_n;  /* records that the owner said are stored: what a fault must find */
-    size_t value_bytes; /* of a full chunk */
-    uint32_t cap;       /* slots of the table */
+    uint32_t stored_n;         /* records the owner said are stored: what a fault must find */
+    size_t value_bytes;        /* of a full chunk */
+    uint32_t cap;              /* slots of the table */
     pthread_mutex_t fill_lock; /* filling empty slots, replacing the table */
     struct note *notes;        /* cap; fault sets capacity of an empty slot under fill_lock */
-    uint32_t *dirty;
-    uint32_t n_dirty, cap_dirty;
-    struct frozen *frozen;
-    uint32_t n_frozen, cap_frozen;
+    uint32_t dirty;            /* first of the list, or NO_CHUNK */
+    struct block *frozen;
+    uint32_t n_frozen;
+    struct block *garbage; /* out of their slots, not retired yet */
     _Atomic size_t dirty_bytes, heap_bytes;
 };
 
@@ -109,10 +115,11 @@ static size_t block_bytes(const struct chunks *c, uint32_t capacity)
 /* Returns the block's records, zeroed from `used` on; NULL when out of memory. */
 static char *block_new(struct chunks *c, uint32_t capacity, const char *from, uint32_t used)
 {
-    char *block = mem_alloc_aligned(RECORDS_ALIGN, block_bytes(c, capacity));
+    struct block *block = mem_alloc_aligned(RECORDS_ALIGN, block_bytes(c, capacity));
     if (!block)
         return NULL;
-    char *records = block + BLOCK_HEAD_BYTES;
+    *block = (struct block){.capacity = capacity};
+    char *records = (char *)(block + 1);
     size_t filled = (size_t)used * c->r.stride;
     if (filled)
         memcpy(records, from, filled);
@@ -121,20 +128,44 @@ static char *block_new(struct chunks *c, uint32_t capacity, const char *from, ui
     return records;
 }
 
-static void block_forget(struct chunks *c, uint32_t capacity)
+static struct block *block_of(char *records)
 {
-    atomic_fetch_sub_explicit(&c->heap_bytes, block_bytes(c, capacity), memory_order_relaxed);
+    return (struct block *)(void *)records - 1;
 }
 
-static void free_records(void *records)
+static void block_free(struct chunks *c, struct block *block)
 {
-    mem_free((char *)records - BLOCK_HEAD_BYTES);
+    atomic_fetch_sub_explicit(&c->heap_bytes, block_bytes(c, block->capacity),
+                              memory_order_relaxed);
+    mem_free(block);
 }
 
-static void block_retire(struct chunks *c, char *records, uint32_t capacity)
+static void free_garbage(void *p)
 {
-    block_forget(c, capacity);
-    epoch_retire(records, free_records);
+    for (struct block *block = p, *next; block; block = next) {
+        next = block->next;
+        mem_free(block);
+    }
+}
+
+/* Retires what left its slots. Out of memory epoch_retire waits for the readers, which it must
+ * not do for a caller that is one: then the garbage waits for the next call. */
+static void retire_garbage(struct chunks *c)
+{
+    struct block *garbage = c->garbage;
+    if (!garbage || epoch_inside())
+        return;
+    c->garbage = NULL;
+    for (struct block *block = garbage; block; block = block->next)
+        atomic_fetch_sub_explicit(&c->heap_bytes, block_bytes(c, block->capacity),
+                                  memory_order_relaxed);
+    epoch_retire(garbage, free_garbage);
+}
+
+static void discard(struct chunks *c, struct block *block)
+{
+    block->next = c->garbage;
+    c->garbage = block;
 }
 
 static void count_dirty(struct chunks *c, uint32_t capacity, bool add)
@@ -182,11 +213,12 @@ static int do_read(void *arg)
     int rc = chunk_value_check(c->array, d->chunk, d->value, d->bytes, d->e);
     if (rc != 0)
         return rc;
-    if (load_u32(d->value + 20) != c->r.stride || load_u32(d->value + 24) != d->n_records)
+    if (load_u32(d->value + 20) != c->r.stride ||
+        load_u32(d->value + CHUNK_N_RECORDS_AT) != d->n_records)
         return err_set(d->e, KITH_ECORRUPT,
                        "chunk %u of array %u has %u records of %u bytes, not %u of %u",
-                       d->chunk, c->array, load_u32(d->value + 24), load_u32(d->value + 20),
-                       d->n_records, c->r.stride);
+                       d->chunk, c->array, load_u32(d->value + CHUNK_N_RECORDS_AT),
+                       load_u32(d->value + 20), d->n_records, c->r.stride);
     const char *records = d->value + CHUNK_HEADER_BYTES;
     if (d->n_records == c->r.per_chunk && (uintptr_t)records % RECORDS_ALIGN == 0)
         return 0;
@@ -206,10 +238,8 @@ static const char *fault(struct records *r, uint32_t chunk, struct err *e)
     if (rc == 0)
         rc = store_guarded(c->store, do_read, &d, e);
     if (rc != 0) {
-        if (d.copy) {
-            block_forget(c, d.n_records);
-            free_records(d.copy);
-        }
+        if (d.copy)
+            block_free(c, block_of(d.copy));
         return NULL;
     }
     pthread_mutex_lock(&c->fill_lock);
@@ -222,10 +252,8 @@ static const char *fault(struct records *r, uint32_t chunk, struct err *e)
         d.copy = NULL;
     }
     pthread_mutex_unlock(&c->fill_lock);
-    if (d.copy) {
-        block_forget(c, d.n_records);
-        free_records(d.copy);
-    }
+    if (d.copy)
+        block_free(c, block_of(d.copy));
     return there;
 }
 
@@ -237,35 +265,12 @@ static records_slot *slot_of(struct chunks *c, uint32_t chunk)
     return &atomic_load_explicit(&c->r.table, memory_order_relaxed)[chunk];
 }
 
-/* Room for one more in the dirty list and, so that settle cannot fail, for all frozen ones. */
-static int dirty_reserve(struct chunks *c, uint32_t more, struct err *e)
-{
-    size_t need = (size_t)c->n_dirty + c->n_frozen + more;
-    if (need <= c->cap_dirty)
-        return 0;
-    size_t cap = c->cap_dirty ? c->cap_dirty : 4;
-    while (cap < need)
-        cap *= 2;
-    uint32_t *grown = mem_realloc_n(c->dirty, cap, sizeof *grown);
-    if (!grown)
-        return err_set(e, KITH_ENOMEM, "out of memory for a list of %zu chunks", cap);
-    c->dirty = grown;
-    struct frozen *list = c->n_frozen ? NULL : mem_realloc_n(c->frozen, cap, sizeof *list);
-    if (list) {
-        c->frozen = list;
-        c->cap_frozen = (uint32_t)cap;
-    } else if (!c->n_frozen) {
-        return err_set(e, KITH_ENOMEM, "out of memory for a list of %zu chunks", cap);
-    }
-    c->cap_dirty = (uint32_t)cap;
-    return 0;
-}
-
 static void mark_dirty(struct chunks *c, uint32_t chunk)
 {
     struct note *note = &c->notes[chunk];
     note->state = note->state == CLEAN ? DIRTY : OVERWRITTEN;
-    c->dirty[c->n_dirty++] = chunk;
+    note->next = c->dirty;
+    c->dirty = chunk;
     count_dirty(c, note->capacity, true);
 }
 
@@ -291,7 +296,7 @@ static int replace(struct chunks *c, uint32_t chunk, uint32_t capacity, uint32_t
     }
     /* A frozen block stays with the frozen list, a mapped one with its view. */
     if (had && note->state != FROZEN)
-        block_retire(c, before, had);
+        discard(c, block_of(before));
     return 0;
 }
 
@@ -300,24 +305,27 @@ static int make_dirty(struct chunks *c, uint32_t chunk, uint32_t used, uint32_t 
                       struct err *e)
 {
     struct note *note = &c->notes[chunk];
-    if (used && !atomic_load_explicit(slot_of(c, chunk), memory_order_acquire) &&
-        !fault(&c->r, chunk, e))
-        return e && e->code ? e->code : KITH_ECORRUPT;
-    bool listed = note->state == DIRTY || note->state == OVERWRITTEN;
-    int rc = listed ? 0 : dirty_reserve(c, 1, e);
-    if (rc != 0)
-        return rc;
+    if (used && !atomic_load_explicit(slot_of(c, chunk), memory_order_acquire)) {
+        struct err why = {0};
+        epoch_enter();
+        const char *found = fault(&c->r, chunk, &why);
+        epoch_exit();
+        if (!found)
+            return err_set(e, why.code, "%s", why.message);
+    }
     if (note->capacity < need || note->state == FROZEN) {
         uint32_t capacity = note->capacity ? note->capacity : used;
-        while (capacity < need)
-            capacity = capacity * 2 > need ? capacity * 2 : need;
+        if (capacity < need)
+            capacity = need < 2 * (uint64_t)capacity ? 2 * capacity : need;
         if (capacity > c->r.per_chunk)
             capacity = c->r.per_chunk;
-        if ((rc = replace(c, chunk, capacity, used, e)) != 0)
+        int rc = replace(c, chunk, capacity, used, e);
+        if (rc != 0)
             return rc;
     }
-    if (!listed)
+    if (note->state == CLEAN || note->state == FROZEN)
         mark_dirty(c, chunk);
+    retire_garbage(c);
     return 0;
 }
 
@@ -327,13 +335,9 @@ static char *writable(struct records *r, uint32_t i, struct err *e)
     uint32_t chunk = records_chunk_of(r, i), n = records_count(r);
     assert(i < n);
     struct note *note = &c->notes[chunk];
-    if (note->state != DIRTY && note->state != OVERWRITTEN) {
-        struct err own = {0};
+    if (note->state == CLEAN || note->state == FROZEN) {
         uint32_t used = records_in(c, n, chunk);
-        epoch_enter();
-        int rc = make_dirty(c, chunk, used, used, e ? e : &own);
-        epoch_exit();
-        if (rc != 0)
+        if (make_dirty(c, chunk, used, used, e) != 0)
             return NULL;
     }
     return atomic_load_explicit(slot_of(c, chunk), memory_order_relaxed) +
@@ -376,16 +380,13 @@ static int grow(struct records *r, uint32_t n, struct err *e)
 {
     struct chunks *c = chunks_of(r);
     uint32_t have = records_count(r);
-    struct err own = {0};
     if (n <= have)
         return 0;
     int rc = grow_table(c, records_chunk_of(r, n - 1), e);
     while (rc == 0 && have < n) {
         uint32_t chunk = records_chunk_of(r, have), used = records_in(c, have, chunk);
         uint32_t more = records_in(c, n, chunk);
-        epoch_enter();
-        rc = make_dirty(c, chunk, used, more, e ? e : &own);
-        epoch_exit();
+        rc = make_dirty(c, chunk, used, more, e);
         if (rc == 0) {
             have += more - used;
             atomic_store_explicit(&r->n, have, memory_order_release);
@@ -417,6 +418,7 @@ int chunks_open(struct chunks **out, struct store *s, uint32_t array, uint32_t s
     c->store = s;
     c->array = array;
     c->stored_n = n_records;
+    c->dirty = NO_CHUNK;
     c->value_bytes = CHUNK_HEADER_BYTES + (size_t)per_chunk * stride;
     pthread_mutex_init(&c->fill_lock, NULL);
     int rc = n_records ? grow_table(c, records_chunk_of(&c->r, n_records - 1), e) : 0;
@@ -436,18 +438,18 @@ void chunks_free(struct chunks *c)
     atomic_fetch_sub_explicit(store_dirty_counter(c->store), chunks_dirty_bytes(c),
                               memory_order_relaxed);
     records_slot *table = atomic_load(&c->r.table);
-    for (uint32_t i = 0; i < c->n_frozen; i++) {
-        if (c->notes[c->frozen[i].chunk].state == OVERWRITTEN)
-            free_records(c->frozen[i].records);
+    for (struct block *f = c->frozen, *next; f; f = next) {
+        next = f->next;
+        if (c->notes[f->chunk].state == OVERWRITTEN)
+            mem_free(f);
     }
     for (uint32_t i = 0; i < c->cap; i++) {
         if (c->notes[i].capacity)
-            free_records(atomic_load(&table[i]));
+            mem_free(block_of(atomic_load(&table[i])));
     }
+    free_garbage(c->garbage);
     mem_free(table);
     mem_free(c->notes);
-    mem_free(c->dirty);
-    mem_free(c->frozen);
     pthread_mutex_destroy(&c->fill_lock);
     mem_free(c);
 }
@@ -457,59 +459,68 @@ void chunks_free(struct chunks *c)
 
 void chunks_freeze(struct chunks *c)
 {
-    assert(c->n_frozen == 0 && "a checkpoint is under way with this array");
+    assert(!c->frozen && "a checkpoint is under way with this array");
     uint32_t n = records_count(&c->r);
-    for (uint32_t i = 0; i < c->n_dirty; i++) {
-        uint32_t chunk = c->dirty[i];
+    for (uint32_t chunk = c->dirty; chunk != NO_CHUNK; chunk = c->notes[chunk].next) {
+        struct block *f =
+            block_of(atomic_load_explicit(slot_of(c, chunk), memory_order_relaxed));
         c->notes[chunk].state = FROZEN;
-        c->frozen[i] = (struct frozen){
-            .chunk = chunk,
-            .n_records = records_in(c, n, chunk),
-            .records = atomic_load_explicit(slot_of(c, chunk), memory_order_relaxed),
-            .capacity = c->notes[chunk].capacity,
-        };
+        f->chunk = chunk;
+        store_u32(f->value + CHUNK_N_RECORDS_AT, records_in(c, n, chunk));
+        f->next = c->frozen;
+        c->frozen = f;
+        c->n_frozen++;
     }
-    c->n_frozen = c->n_dirty;
-    c->n_dirty = 0;
+    c->dirty = NO_CHUNK;
 }
 
 bool chunks_frozen_any(const struct chunks *c)
 {
-    return c->n_frozen > 0;
+    return c->frozen != NULL;
+}
+
+static uint32_t frozen_records(const struct block *f)
+{
+    return load_u32(f->value + CHUNK_N_RECORDS_AT);
 }
 
 static int by_chunk(const void *a, const void *b)
 {
-    uint32_t x = ((const struct frozen *)a)->chunk, y = ((const struct frozen *)b)->chunk;
+    uint32_t x = (*(struct block *const *)a)->chunk, y = (*(struct block *const *)b)->chunk;
     return x < y ? -1 : x > y;
 }
 
 int chunks_write(struct chunks *c, struct store_write *w, struct err *e)
 {
+    if (!c->frozen)
+        return 0;
     /* In the order of their keys LMDB fills its leaves, and the file gets them side by side. */
-    if (c->n_frozen > 1)
-        qsort(c->frozen, c->n_frozen, sizeof *c->frozen, by_chunk);
-    for (uint32_t i = 0; i < c->n_frozen; i++) {
-        const struct frozen *f = &c->frozen[i];
-        char *value = f->records - CHUNK_HEADER_BYTES;
-        size_t bytes = CHUNK_HEADER_BYTES + (size_t)f->n_records * c->r.stride;
-        chunk_value_seal(value, bytes, c->array, f->chunk, c->r.stride, f->n_records);
-        int rc = store_put(w, STORE_CHUNKS, c->array, f->chunk, value, bytes, e);
-        if (rc != 0)
-            return rc;
+    struct block **sorted = mem_alloc_n(c->n_frozen, sizeof(struct block *));
+    if (!sorted)
+        return err_set(e, KITH_ENOMEM, "out of memory writing %u chunks", c->n_frozen);
+    uint32_t n = 0;
+    for (struct block *f = c->frozen; f; f = f->next)
+        sorted[n++] = f;
+    qsort(sorted, n, sizeof(struct block *), by_chunk);
+    int rc = 0;
+    for (uint32_t i = 0; i < n && rc == 0; i++) {
+        struct block *f = sorted[i];
+        size_t bytes = CHUNK_HEADER_BYTES + (size_t)frozen_records(f) * c->r.stride;
+        chunk_value_seal(f->value, bytes, c->array, f->chunk, c->r.stride, frozen_records(f));
+        rc = store_put(w, STORE_CHUNKS, c->array, f->chunk, f->value, bytes, e);
     }
-    return 0;
+    mem_free(sorted);
+    return rc;
 }
 
-/* A chunk that was written and not touched since: back into the map where it can be used there.
- */
-static void settle_clean(struct chunks *c, const struct frozen *f)
+/* A chunk that was written and not touched since: back into the map where it can be used. */
+static void settle_clean(struct chunks *c, struct block *f)
 {
     struct note *note = &c->notes[f->chunk];
     const char *value;
     size_t bytes;
     note->state = CLEAN;
-    if (f->n_records < c->r.per_chunk ||
+    if (frozen_records(f) < c->r.per_chunk || !store_view_is_newest(c->store) ||
         store_chunk_find(c->store, c->array, f->chunk, &value, &bytes, NULL) != 0 ||
         bytes != c->value_bytes || (uintptr_t)(value + CHUNK_HEADER_BYTES) % RECORDS_ALIGN != 0)
         return;
@@ -518,25 +529,28 @@ static void settle_clean(struct chunks *c, const struct frozen *f)
     atomic_store_explicit(slot_of(c, f->chunk), (char *)value + CHUNK_HEADER_BYTES,
                           memory_order_release);
     pthread_mutex_unlock(&c->fill_lock);
-    block_retire(c, f->records, f->capacity);
+    discard(c, f);
 }
 
 void chunks_settle(struct chunks *c, bool committed)
 {
-    for (uint32_t i = 0; i < c->n_frozen; i++) {
-        const struct frozen *f = &c->frozen[i];
+    for (struct block *f = c->frozen, *next; f; f = next) {
         struct note *note = &c->notes[f->chunk];
+        next = f->next;
         if (note->state == OVERWRITTEN) {
             note->state = DIRTY;
             count_dirty(c, f->capacity, false);
-            block_retire(c, f->records, f->capacity);
+            discard(c, f);
         } else if (committed) {
             count_dirty(c, f->capacity, false);
             settle_clean(c, f);
         } else {
             note->state = DIRTY;
-            c->dirty[c->n_dirty++] = f->chunk;
+            note->next = c->dirty;
+            c->dirty = f->chunk;
         }
     }
+    c->frozen = NULL;
     c->n_frozen = 0;
+    retire_garbage(c);
 }

@@ -512,6 +512,11 @@ int store_chunk_find(struct store *s, uint32_t a, uint32_t b, const char **p, si
     return rc;
 }
 
+bool store_view_is_newest(struct store *s)
+{
+    return mdb_txn_id(s->view.txn) == s->meta.txnid;
+}
+
 struct scan {
     struct store *s;
     unsigned table;

@@ -54,7 +54,7 @@ void chunk_value_seal(char *value, size_t n, uint32_t array, uint32_t chunk, uin
     store_u32(value + 12, array);
     store_u32(value + 16, chunk);
     store_u32(value + 20, stride);
-    store_u32(value + 24, n_records);
+    store_u32(value + CHUNK_N_RECORDS_AT, n_records);
     store_u64(value, hash64(value + 8, n - 8));
 }
 
@@ -64,7 +64,8 @@ int chunk_value_check(uint32_t array, uint32_t chunk, const void *value, size_t 
     const char *p = value;
     if (n < CHUNK_HEADER_BYTES || load_u32(p + 8) != CHUNK_MAGIC || load_u32(p + 12) != array ||
         load_u32(p + 16) != chunk ||
-        n - CHUNK_HEADER_BYTES != (uint64_t)load_u32(p + 20) * load_u32(p + 24) ||
+        n - CHUNK_HEADER_BYTES !=
+            (uint64_t)load_u32(p + 20) * load_u32(p + CHUNK_N_RECORDS_AT) ||
         load_u64(p) != hash64(p + 8, n - 8))
         return err_set(e, KITH_ECORRUPT, "chunk %u of array %u is damaged", chunk, array);
     return 0;

@@ -13,7 +13,7 @@
  * ----------------------------------------------------------------------- */
 
 enum { STORE_META = STORE_TABLES, STORE_TABLES_ALL, STORE_HASH_BYTES = 8, STORE_KEY_BYTES = 8 };
-enum { CHUNK_MAGIC = 0x6b68636bu /* "kchk" */ };
+enum { CHUNK_MAGIC = 0x6b68636bu /* "kchk" */, CHUNK_N_RECORDS_AT = 24 /* in the header */ };
 
 extern const char *const store_table_names[STORE_TABLES_ALL];
 
@@ -53,6 +53,8 @@ int store_verify(const char *path, struct store_meta *out, bool *fresh, struct e
  * key. */
 int store_chunk_find(struct store *s, uint32_t a, uint32_t b, const char **p, size_t *n,
                      struct err *e);
+/* Whether reads see the newest commit (a refresh may have failed). Thread: the checkpointer. */
+bool store_view_is_newest(struct store *s);
 /* fn(arg) as a guarded call: KITH_ECORRUPT when damage in the map cut it short. */
 int store_guarded(struct store *s, int (*fn)(void *arg), void *arg, struct err *e);
 _Atomic size_t *store_dirty_counter(struct store *s);
