@@ -100,6 +100,7 @@ static void product_f32(const float *a, size_t a_stride, uint32_t n_rows, const 
 /* One vector of weights against one broadcast of four codes. LANES sums of four products. */
 #if defined(KITH_ISA_avx512)
 
+#define INT8_UNROLL 8
 enum { INT8_ROWS = 6, CODES_CENTER = 0 };
 
 KERNEL_INLINE vi load_weights(const int8_t *w)
@@ -119,6 +120,9 @@ KERNEL_INLINE vi dot_add(vi acc, vi codes, vi w)
 
 #elif defined(KITH_ISA_avx2)
 
+/* Unrolled, the compiler adds all eight products of an accumulator as a tree, for which 16
+ * registers do not suffice. */
+#define INT8_UNROLL 1
 enum { INT8_ROWS = 3, CODES_CENTER = 128 };
 
 KERNEL_INLINE vi load_weights(const int8_t *w)
@@ -127,9 +131,9 @@ KERNEL_INLINE vi load_weights(const int8_t *w)
 }
 KERNEL_INLINE vi broadcast_codes(const uint8_t *codes)
 {
-    uint32_t four;
+    int32_t four;
     memcpy(&four, codes, sizeof four);
-    return vi_set((int32_t)(four ^ 0x80808080u)); /* code - 128 */
+    return simde_mm256_xor_si256(vi_set(four), simde_mm256_set1_epi8(-128)); /* code - 128 */
 }
 KERNEL_INLINE vi dot_add(vi acc, vi codes, vi w)
 {
@@ -154,7 +158,7 @@ KERNEL_INLINE void int8_block(const int rows, const uint8_t *codes, size_t strid
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
         acc[r][0] = acc[r][1] = vi_set(0);
-#pragma GCC unroll 8
+#pragma GCC unroll INT8_UNROLL
     for (int k = 0; k < INT8_BLOCK; k += 4) {
         vi w0 = load_weights(w + k * PANEL), w1 = load_weights(w + k * PANEL + 4 * LANES);
 #pragma GCC unroll 6

@@ -54,23 +54,38 @@ int link_job_add(struct link_job *j, const struct link_edge *edge, struct err *e
     return 0;
 }
 
-/* Whether c is nearer to one of the n kept codes than `distance`. */
-static bool occluded(struct index *x, struct index_scratch *s, const struct code *c,
-                     float distance, const struct code *const *kept, size_t n)
+/* Below this distance two codes are taken for copies of one vector. */
+static const float copy_distance = 1e-6f;
+
+/* What a slot needs to stay well connected: no link is taken from one who has not more, and of
+ * copies of one vector no more are chosen, or they would fill each other's lists and be an
+ * island. */
+static uint32_t few_links(const struct index *x, unsigned level)
 {
-    if (n == 0)
-        return false;
+    return (level ? x->max : x->max0) / 4;
+}
+
+/* The heuristic of algorithm 4, for candidates that come nearest first: the n codes in s->kept
+ * were chosen. Chooses c, at a distance from the centre, unless it is nearer to one of those.
+ */
+static bool choose(struct index *x, struct index_scratch *s, unsigned level,
+                   const struct code *c, float distance, size_t *n)
+{
     struct code_query q;
     float d[4];
-    code_query_code(&q, x->params.quant, x->params.dim, c, s->pair_row);
-    for (size_t i = 0; i < n; i += 4) {
-        size_t m = n - i < 4 ? n - i : 4;
-        code_distances(&q, kept + i, m, d);
+    if (distance < copy_distance && *n >= few_links(x, level))
+        return false;
+    if (*n > 0)
+        code_query_code(&q, x->params.quant, x->params.dim, c, s->pair_row);
+    for (size_t i = 0; i < *n; i += 4) {
+        size_t m = *n - i < 4 ? *n - i : 4;
+        code_distances(&q, s->kept + i, m, d);
         for (size_t k = 0; k < m; k++)
             if (d[k] < distance)
-                return true;
+                return false;
     }
-    return false;
+    s->kept[(*n)++] = c;
+    return true;
 }
 
 /* The upper half of a key's lower half: among equally far neighbours (copies of one vector) a
@@ -112,12 +127,10 @@ static int choose_victims(struct index *x, struct index_scratch *s, struct link_
         const struct code *c = index_code_at(x, slot, e);
         if (!c)
             return index_damage(e);
-        if (occluded(x, s, c, key_distance(key), s->kept, n_kept)) {
-            out[n_out++ % VICTIMS_MAX] = slot;
-        } else {
-            s->kept[n_kept++] = c;
+        if (choose(x, s, edge->level, c, key_distance(key), &n_kept))
             chosen[n_chosen++ % VICTIMS_MAX] = slot;
-        }
+        else
+            out[n_out++ % VICTIMS_MAX] = slot;
     }
     edge->n_victims = 0;
     for (size_t i = 0; i < VICTIMS_MAX && i < n_out; i++)
@@ -159,9 +172,8 @@ int link_plan_level(struct index *x, struct index_scratch *s, struct link_job *j
         const struct code *c = index_code_at(x, key_slot(key), e);
         if (!c)
             return index_damage(e);
-        if (key_slot(key) == slot || occluded(x, s, c, key_distance(key), s->kept, n_kept))
+        if (key_slot(key) == slot || !choose(x, s, level, c, key_distance(key), &n_kept))
             continue;
-        s->kept[n_kept++] = c;
         struct link_edge edge = {
             .a = slot, .b = key_slot(key), .level = level, .distance = key_distance(key)};
         rc = link_job_add(j, &edge, e);
@@ -225,23 +237,23 @@ static int degree(struct index *x, unsigned level, uint32_t slot, struct err *e)
 /* Makes room in the full list of edge->b. 1, 0 when it would rather not, or a negative code. */
 static int make_room(struct index *x, struct link_edge *edge, bool insist, struct err *e)
 {
-    int few = (int)(edge->level ? x->max : x->max0) / 4;
-    for (int pass = 0; pass < (insist ? 2 : 1); pass++) {
-        for (uint32_t i = 0; i < edge->n_victims; i++) {
-            uint32_t victim = edge->victims[i];
-            if (victim == edge->a) {
-                if (!insist)
-                    return 0;
-                continue;
-            }
-            int has = degree(x, edge->level, victim, e);
-            if (has < 0)
-                return has;
-            if (pass == 1 || has > few) {
-                int rc = hnsw_part(x, edge->level, edge->b, victim, e);
-                return rc < 0 ? rc : 1;
-            }
+    for (uint32_t i = 0; i < edge->n_victims; i++) {
+        uint32_t victim = edge->victims[i];
+        if (victim == edge->a) {
+            if (!insist)
+                return 0;
+            continue;
         }
+        int has = degree(x, edge->level, victim, e);
+        if (has < 0)
+            return has;
+        if (!insist && has <= (int)few_links(x, edge->level))
+            continue;
+        int rc = hnsw_part(x, edge->level, edge->b, victim, e);
+        /* One who insists goes between the two, so nobody has less than before. */
+        if (rc == 0 && insist)
+            rc = hnsw_join(x, edge->level, edge->a, victim, e);
+        return rc < 0 ? rc : 1;
     }
     return 0;
 }

@@ -84,6 +84,7 @@ static int look_at_window(struct index *x, struct index_scratch *s, struct link_
             return rc;
         w->lost[i] = rc == 1;
         w->room[i] = 0;
+        memset(w->joined[i], 0, sizeof w->joined[i]);
         if (rc == 0)
             continue;
         w->room[i] = (int)l.max - (int)hnsw_list_read(&l, index_n_slots(x), s->slots) + 1;

@@ -214,10 +214,25 @@ void resp_reader_free(struct resp_reader *r)
     mem_free(r);
 }
 
+/* hiredis' strings grow by 1 MiB at a time, which copies a long argument over and over where
+ * the allocator cannot move pages. So the room doubles here: never more than has come already.
+ */
+static void make_room(struct resp_reader *r, size_t n)
+{
+    redisReader *h = r->hiredis;
+    if (h->len < SDS_MAX_PREALLOC || sdsavail(h->buf) >= n)
+        return;
+    size_t more = r->wanted < h->len ? r->wanted : h->len;
+    sds larger = sdsMakeRoomFor(h->buf, more > n ? more : n);
+    if (larger)
+        h->buf = larger;
+}
+
 int resp_reader_feed(struct resp_reader *r, const void *p, size_t n)
 {
     if (n > FEED_LIMIT || r->hiredis->len > FEED_LIMIT - n)
         return KITH_ELIMIT;
+    make_room(r, n);
     return redisReaderFeed(r->hiredis, p, n) == REDIS_OK ? 0 : KITH_ENOMEM;
 }
 

@@ -241,6 +241,20 @@ static enum command_result run_incrby(struct client *c)
     return COMMAND_DONE;
 }
 
+static enum command_result run_decrby(struct client *c)
+{
+    int64_t by;
+    if (!arg_int(c->argv[2], &by)) {
+        reply_not_integer(c);
+        return COMMAND_DONE;
+    }
+    if (by == INT64_MIN) { /* its opposite is no int64_t */
+        resp_error(c->out, "ERR decrement would overflow");
+        return COMMAND_DONE;
+    }
+    return add_to(c, -by);
+}
+
 const struct command string_commands[] = {
     {"set", -3, CMD_WRITE | CMD_DENYOOM, 1, 1, 1, run_set, NULL, NULL, "string", "1.0.0", "O(1)",
      "Sets the string value of a key, whatever it held before, and its time to live.",
@@ -265,6 +279,10 @@ const struct command string_commands[] = {
     {"decr", 2, CMD_WRITE | CMD_DENYOOM | CMD_FAST, 1, 1, 1, run_decr, NULL, NULL, "string",
      "1.0.0", "O(1)", "Takes one from the integer value of a key; a missing key counts as 0.",
      "key"},
+    {"decrby", 3, CMD_WRITE | CMD_DENYOOM | CMD_FAST, 1, 1, 1, run_decrby, NULL, NULL, "string",
+     "1.0.0", "O(1)",
+     "Takes a number from the integer value of a key; a missing key counts as 0.",
+     "key decrement"},
     {"append", 3, CMD_WRITE | CMD_DENYOOM | CMD_FAST, 1, 1, 1, run_append, NULL, NULL, "string",
      "2.0.0", "O(1) amortised", "Appends to the string value of a key, which is made if missing.",
      "key value"},

@@ -425,6 +425,8 @@ void connection_flush(struct connection *conn)
     }
     want_write(conn, conn->out_sent < limit);
     compact_out(conn);
+    atomic_store_explicit(&conn->shown.out_bytes, conn->out.len - conn->out_sent,
+                          memory_order_relaxed);
     if ((conn->close_after_reply || conn->at_eof) && connection_settled(conn)) {
         connection_close(conn);
         return;

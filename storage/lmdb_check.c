@@ -409,7 +409,7 @@ static bool walk_page(struct walk *w, struct count *c, uint64_t number, unsigned
     unsigned own = c->tree == &w->meta.main ? DEPTH_MAX : level;
     char *page = w->pages + (size_t)own * LMDB_PAGE_BYTES;
     bool leaf = level + 1 == c->tree->depth;
-    unsigned n;
+    unsigned n = 0;
     if (!claim_pages(w, number, 1, c->tree->name) || !read_page(w, number, page) ||
         !check_frame(w, number, page, leaf ? PAGE_LEAF : PAGE_BRANCH, &n))
         return false;

@@ -22,7 +22,7 @@
 #include "engine/kernels.h"
 #include "engine/pool.h"
 
-enum { SEED = 7, N_LAYERS = 2, N_VOCAB = 60, N_CTX = 70, TENSORS_MAX = 64, TEXTS_MAX = 90 };
+enum { SEED = 7, N_LAYERS = 2, N_VOCAB = 60, N_CTX = 70, TENSORS_MAX = 64, TEXTS_MAX = 50 };
 
 struct model {
     struct bert bert;
@@ -235,10 +235,10 @@ static void a_batch_equals_its_texts(void **state)
     struct model m;
     model_init(&m, TENSOR_Q8_0, 64, 2, 128, POOLING_MEAN);
     texts_fill(&texts, TEXTS_MAX, &m.rng);
-    assert_true(texts.batch.n_tokens > 3 * 512);
+    assert_true(texts.batch.n_tokens > 512); /* more than a group of one thread */
     uint32_t n = m.bert.n_embd;
     float *together = vectors_new(TEXTS_MAX, n), *alone = vectors_new(TEXTS_MAX, n);
-    for (unsigned threads = 1; threads <= 4; threads++)
+    for (unsigned threads = 1; threads <= 3; threads += 2)
         for (int precision = BERT_F32; precision <= BERT_INT8; precision++) {
             struct bert_fast *f;
             struct pool *pool;

@@ -222,7 +222,7 @@ static void texts_become_vectors(void **state)
     wait_answer(&early);
     assert_vectors(&early, "before it is ready");
     struct slice texts[60];
-    char names[60][16];
+    char names[60][24];
     for (int i = 0; i < 60; i++) {
         snprintf(names[i], sizeof names[i], "text %d", i);
         texts[i] = slice_of(names[i]);

@@ -1,0 +1,133 @@
+"""Fixtures: servers and clients. See tests/README.md."""
+
+import pathlib
+import shutil
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import kithtest  # noqa: E402
+from kithtest import Q8_MODEL, SLOWER, Server, wait_until  # noqa: E402
+
+LOG_SHOWN = 6000
+running = []
+
+
+def pytest_report_header():
+    return f"kith programs: {kithtest.BIN} ({kithtest.VARIANT})"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(60 * SLOWER))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failed test shows what its servers said."""
+    report = (yield).get_result()
+    if report.failed:
+        for s in running:
+            report.sections.append((f"log of {s.folder}", s.log(whole=True)[-LOG_SHOWN:]))
+
+
+class Maker:
+    """Makes servers and stops those that still run."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.made = []
+
+    def __call__(self, *options, start=True, **keywords):
+        s = Server(self.folder / f"server{len(self.made)}", *options, **keywords)
+        self.made.append(s)
+        running.append(s)
+        return s.start() if start else s
+
+    def finish(self):
+        problems = []
+        for s in self.made:
+            try:
+                if s.running:
+                    s.stop()
+                s.check_log()
+            except AssertionError as e:
+                problems.append(str(e))
+            finally:
+                if s.running:
+                    s.kill()
+                running.remove(s)
+        if not problems:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def make_server(tmp_path):
+    """make_server("--option", value, ...) -> a started Server of this test's own."""
+    maker = Maker(tmp_path)
+    yield maker
+    maker.finish()
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory):
+    """One server without an engine for all tests that change no setting of it."""
+    maker = Maker(tmp_path_factory.mktemp("shared"))
+    # Every checkpoint is one more chance of a fault, so there are many.
+    yield maker("--io-threads", 2, "--checkpoint-interval", 1)
+    maker.finish()
+
+
+@pytest.fixture
+def server(shared_server):
+    """The shared server, empty."""
+    with shared_server.wire() as w:
+        assert w.cmd("FLUSHALL") == "OK"
+    yield shared_server
+    assert shared_server.running, "the shared server has ended"
+
+
+@pytest.fixture(scope="session")
+def model():
+    if not Q8_MODEL.exists():
+        pytest.fail(f"{Q8_MODEL} is missing: run tools/model.sh f32 f16 q8_0")
+    return Q8_MODEL
+
+
+@pytest.fixture(scope="session")
+def shared_text_server(tmp_path_factory, model):
+    maker = Maker(tmp_path_factory.mktemp("text"))
+    s = maker("--embedder", model, "--io-threads", 2)
+    s.wait_engine()
+    yield s
+    maker.finish()
+
+
+@pytest.fixture
+def text_server(shared_text_server):
+    """A server with the default model, empty."""
+    with shared_text_server.wire() as w:
+        assert w.cmd("FLUSHALL") == "OK"
+    yield shared_text_server
+    assert shared_text_server.running, "the shared server has ended"
+
+
+@pytest.fixture(params=[2, 3], ids=["resp2", "resp3"])
+def protocol(request):
+    return request.param
+
+
+@pytest.fixture
+def wire(server, protocol):
+    """A plain socket to the shared server, in each protocol."""
+    with server.wire(protocol) as w:
+        yield w
+
+
+@pytest.fixture
+def poll():
+    return wait_until

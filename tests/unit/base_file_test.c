@@ -1,0 +1,146 @@
+#include "tests/unit/unit.h"
+
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+
+static char dir[64];
+
+static int make_dir(void **state)
+{
+    (void)state;
+    snprintf(dir, sizeof dir, "/tmp/kith-file-XXXXXX");
+    return mkdtemp(dir) ? 0 : -1;
+}
+
+static int remove_dir(void **state)
+{
+    (void)state;
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf %s", dir);
+    return system(command);
+}
+
+static void path_of(char *out, size_t n, const char *name)
+{
+    snprintf(out, n, "%s/%s", dir, name);
+}
+
+static void test_whole_files(void **state)
+{
+    (void)state;
+    char path[128];
+    struct err e;
+    struct buf b;
+    buf_init(&b);
+    path_of(path, sizeof path, "a");
+    assert_int_equal(file_write_whole(path, "first", 5, &e), 0);
+    assert_int_equal(file_write_whole(path, "second!", 7, &e), 0);
+    assert_int_equal(file_read_whole(path, 100, &b, &e), 0);
+    assert_int_equal(b.len, 7);
+    assert_memory_equal(b.data, "second!", 7);
+    assert_int_equal(file_read_whole(path, 6, &b, &e), KITH_ELIMIT);
+    assert_int_equal(file_read_whole("/nowhere/at/all", 6, &b, &e), KITH_ENOTFOUND);
+    assert_non_null(strstr(e.message, "/nowhere/at/all"));
+    assert_int_equal(file_read_whole(dir, 6, &b, &e), KITH_EINVAL);
+    buf_deinit(&b);
+    struct file_map m;
+    assert_int_equal(file_map_open(&m, path, &e), 0);
+    assert_int_equal(m.bytes, 7);
+    file_map_close(&m);
+}
+
+static void test_directories(void **state)
+{
+    (void)state;
+    char path[128];
+    struct err e;
+    path_of(path, sizeof path, "x/y/z");
+    assert_int_equal(file_make_dirs(path, &e), 0);
+    assert_int_equal(file_make_dirs(path, &e), 0);
+    path_of(path, sizeof path, "plain");
+    assert_int_equal(file_write_whole(path, "", 0, &e), 0);
+    assert_true(file_make_dirs(path, &e) < 0);
+}
+
+static void test_lock_has_one_holder(void **state)
+{
+    (void)state;
+    char path[128];
+    struct err e;
+    path_of(path, sizeof path, "lock");
+    int fd = file_lock(path, &e);
+    assert_true(fd >= 0);
+    pid_t child = fork();
+    if (child == 0) {
+        struct err why;
+        char pid[32];
+        snprintf(pid, sizeof pid, "%d", (int)getppid());
+        int rc = file_lock(path, &why);
+        _exit(rc == KITH_EBUSY && strstr(why.message, pid) ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    file_unlock(fd);
+    fd = file_lock(path, &e);
+    assert_true(fd >= 0);
+    file_unlock(fd);
+}
+
+static void test_errors(void **state)
+{
+    (void)state;
+    struct err e;
+    assert_int_equal(err_set_errno(&e, 28, "write of %d bytes", 5), KITH_ENOSPC);
+    assert_string_equal(e.message, "write of 5 bytes: No space left on device");
+    assert_int_equal(err_wrap(&e, "log %s", "x"), KITH_ENOSPC);
+    assert_string_equal(e.message, "log x: write of 5 bytes: No space left on device");
+    assert_int_equal(err_set(NULL, KITH_EIO, "nowhere"), KITH_EIO);
+    char long_text[2000];
+    memset(long_text, 'a', sizeof long_text - 1);
+    long_text[sizeof long_text - 1] = '\0';
+    err_set(&e, KITH_EIO, "%s", long_text);
+    err_wrap(&e, "%s", long_text);
+    assert_int_equal(strlen(e.message), ERR_MESSAGE_MAX - 1);
+    assert_string_equal(err_name(KITH_ENOSPC), "no space");
+    assert_string_equal(err_name(-9999), "unknown");
+}
+
+static void test_log_lines(void **state)
+{
+    (void)state;
+    char path[128];
+    struct buf b;
+    buf_init(&b);
+    path_of(path, sizeof path, "log");
+    assert_int_equal(log_open(path, "test"), 0);
+    log_info("one %d", 1);
+    log_debug("hidden");
+    log_set_level(LOG_DEBUG);
+    log_debug("shown");
+    log_set_level(LOG_INFO);
+    log_open(NULL, "test");
+    assert_int_equal(file_read_whole(path, 4096, &b, NULL), 0);
+    buf_append(&b, "", 1);
+    assert_non_null(strstr(b.data, "verbose one 1\n"));
+    assert_null(strstr(b.data, "hidden"));
+    assert_non_null(strstr(b.data, "debug shown\n"));
+    assert_int_equal(log_level_parse("warning"), LOG_WARNING);
+    assert_true(log_level_parse("loud") < 0);
+    buf_deinit(&b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_whole_files), cmocka_unit_test(test_directories),
+        cmocka_unit_test(test_lock_has_one_holder), cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_log_lines),
+    };
+    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}

@@ -1,0 +1,334 @@
+/* The tokenizer on a vocabulary of a few pieces, one rule a test; on random bytes; and, where
+ * the file is there, against the expected ids of a published vocabulary. (That the ids of the
+ * real model's vocabulary are right is what engine_golden_test asserts.) */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "base/random.h"
+#include "base/utf8.h"
+#include "engine/unicode.h"
+#include "engine/wordpiece.h"
+#include "tests/unit/engine_fixture.h"
+
+#define CONTINUED(s) s
+#define WORD(s) "\xe2\x96\x81" s
+
+static const char *const vocabulary[] = {
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    WORD("ab"),
+    CONTINUED("c"),
+    CONTINUED("cd"),
+    WORD("a"),
+    CONTINUED("b"),
+    WORD("."),
+    WORD("e"),
+    CONTINUED("\xcc\x81"),
+    WORD("\xe4\xb8\xad"),
+    WORD("["),
+    WORD("]"),
+    WORD("cls"),
+    WORD("\xef\xac\x81"),
+    WORD("i"),
+    WORD("A"),
+    WORD("x"),
+    CONTINUED("x"),
+    WORD("\xc3\xa9"),
+};
+enum { N_VOCABULARY = sizeof vocabulary / sizeof *vocabulary, UNK = 1 };
+
+static struct wordpiece *make(bool lower, const char *extra_key, uint32_t extra_value)
+{
+    struct fixture f;
+    fixture_init(&f);
+    fixture_string(&f, "tokenizer.ggml.model", "bert");
+    fixture_strings(&f, "tokenizer.ggml.tokens", vocabulary, N_VOCABULARY);
+    fixture_u32(&f, "tokenizer.ggml.unknown_token_id", UNK);
+    fixture_u32(&f, "tokenizer.ggml.cls_token_id", 2);
+    fixture_u32(&f, "tokenizer.ggml.seperator_token_id", 3);
+    if (!lower)
+        fixture_u32(&f, "tokenizer.ggml.normalizer.lowercase", 0);
+    if (extra_key)
+        fixture_u32(&f, extra_key, extra_value);
+    struct buf b;
+    buf_init(&b);
+    fixture_finish(&f, &b);
+    fixture_deinit(&f);
+    struct gguf *g;
+    struct wordpiece *w = NULL;
+    struct err e;
+    assert_int_equal(gguf_open_memory(&g, b.data, b.len, &e), 0);
+    wordpiece_new(&w, g, &e);
+    gguf_close(g);
+    buf_deinit(&b);
+    return w;
+}
+
+/* The text's pieces in one line: "ab c .", with ? for [UNK]. */
+static const char *pieces(const struct wordpiece *w, const char *text)
+{
+    static char line[4096];
+    int32_t ids[256];
+    size_t n, length = 0;
+    struct err e;
+    assert_int_equal(wordpiece_encode(w, text, strlen(text), ids, 256, &n, &e), 0);
+    assert_true(n <= 256);
+    line[0] = '\0';
+    for (size_t i = 0; i < n; i++) {
+        size_t bytes;
+        const char *piece = wordpiece_token(w, ids[i], &bytes);
+        if (ids[i] == UNK) {
+            piece = "?";
+            bytes = 1;
+        } else if (bytes > 3 && memcmp(piece, WORD(""), 3) == 0) {
+            piece += 3;
+            bytes -= 3;
+        }
+        length += (size_t)snprintf(line + length, sizeof line - length, "%s%.*s", i ? " " : "",
+                                   (int)bytes, piece);
+    }
+    return line;
+}
+
+static void rules(void **state)
+{
+    (void)state;
+    struct wordpiece *w = make(true, NULL, 0);
+    assert_non_null(w);
+    assert_string_equal(pieces(w, ""), "");
+    assert_string_equal(pieces(w, " \t\r\n"), "");
+    assert_string_equal(pieces(w, "abcd"), "ab cd"); /* the longest piece first */
+    assert_string_equal(pieces(w, "abcb"), "ab c b");
+    assert_string_equal(pieces(w, "abe"),
+                        "?"); /* no way back: the word is unknown as a whole */
+    assert_string_equal(pieces(w, "ab abe ab"), "ab ? ab");
+    assert_string_equal(pieces(w, "AB.aBc"), "ab . ab c");
+    assert_string_equal(pieces(w, "a\x01\x7f"
+                                  "b\xe2\x80\x8b."),
+                        "ab ."); /* controls and zero-width space are not there */
+    assert_string_equal(pieces(w, "a\xc2\xa0"
+                                  "a\xe3\x80\x80.\xe2\x80\xa8"
+                                  "a"),
+                        "a a . a");                  /* wide spaces */
+    assert_string_equal(pieces(w, "\xc3\xa9"), "e"); /* é is e and a mark */
+    assert_string_equal(pieces(w, "e\xcc\x81\xcc\xa3"), "e");
+    assert_string_equal(pieces(w, "\xc3\x89"), "e");
+    assert_string_equal(pieces(w, "\xc4\xb0"), "i"); /* İ */
+    assert_string_equal(pieces(w, "a\xe4\xb8\xad"
+                                  "a"),
+                        "a \xe4\xb8\xad a");                        /* an ideograph is a word */
+    assert_string_equal(pieces(w, "[CLS]"), "[ cls ]");             /* never the token */
+    assert_string_equal(pieces(w, "\xef\xac\x81"), "\xef\xac\x81"); /* NFD, not NFKD */
+    assert_string_equal(pieces(w, "\xef\xbf\xbd"
+                                  "a"),
+                        "a"); /* U+FFFD */
+    wordpiece_free(w);
+}
+
+static void longest_word(void **state)
+{
+    (void)state;
+    struct wordpiece *w = make(true, NULL, 0);
+    char text[512];
+    int32_t ids[512];
+    size_t n;
+    struct err e;
+    memset(text, 'x', sizeof text);
+    assert_int_equal(wordpiece_encode(w, text, 100, ids, 512, &n, &e), 0);
+    assert_int_equal(n, 100);
+    assert_int_equal(wordpiece_encode(w, text, 101, ids, 512, &n, &e), 0);
+    assert_int_equal(n, 1);
+    assert_int_equal(ids[0], UNK);
+    /* Characters count, not bytes: a hundred marks that are dropped are none. */
+    char marked[512] = "x";
+    for (size_t i = 0; i < 200; i++)
+        memcpy(marked + 1 + 2 * i, "\xcc\x81", 2);
+    assert_int_equal(wordpiece_encode(w, marked, 401, ids, 512, &n, &e), 0);
+    assert_int_equal(n, 1);
+    assert_int_not_equal(ids[0], UNK);
+    wordpiece_free(w);
+}
+
+static void cased(void **state)
+{
+    (void)state;
+    struct wordpiece *w = make(false, NULL, 0);
+    assert_string_equal(pieces(w, "A a \xc3\xa9 AB"), "A a \xc3\xa9 ?");
+    wordpiece_free(w);
+    w = make(true, "tokenizer.ggml.normalizer.strip_accents", 0);
+    assert_string_equal(pieces(w, "\xc3\x89"), "\xc3\xa9");
+    wordpiece_free(w);
+}
+
+static void counts_past_the_room(void **state)
+{
+    (void)state;
+    struct wordpiece *w = make(true, NULL, 0);
+    int32_t ids[3] = {-7, -7, -7};
+    size_t n;
+    struct err e;
+    assert_int_equal(wordpiece_encode(w, "a . a . a", 9, ids, 2, &n, &e), 0);
+    assert_int_equal(n, 5);
+    assert_int_equal(ids[2], -7);
+    assert_int_equal(wordpiece_encode(w, "abe abe", 7, NULL, 0, &n, &e), 0);
+    assert_int_equal(n, 2);
+    wordpiece_free(w);
+}
+
+static void refuses_bad_utf8(void **state)
+{
+    (void)state;
+    struct wordpiece *w = make(true, NULL, 0);
+    int32_t ids[8];
+    size_t n;
+    struct err e;
+    assert_int_equal(wordpiece_encode(w, "ab \xc3(", 5, ids, 8, &n, &e), KITH_EINVAL);
+    assert_non_null(strstr(e.message, "offset 3"));
+    wordpiece_free(w);
+}
+
+static void refuses_bad_vocabularies(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct buf b;
+    for (int i = 0; i < 3; i++) {
+        fixture_init(&f);
+        buf_init(&b);
+        fixture_string(&f, "tokenizer.ggml.model", i == 0 ? "gpt2" : "bert");
+        if (i != 1)
+            fixture_strings(&f, "tokenizer.ggml.tokens", vocabulary, N_VOCABULARY);
+        /* i == 2: [CLS] is 101 when nothing is said, past this vocabulary. */
+        fixture_finish(&f, &b);
+        struct gguf *g;
+        struct wordpiece *w;
+        struct err e;
+        assert_int_equal(gguf_open_memory(&g, b.data, b.len, &e), 0);
+        static const int codes[] = {KITH_EUNSUPPORTED, KITH_ENOTFOUND, KITH_EFORMAT};
+        assert_int_equal(wordpiece_new(&w, g, &e), codes[i]);
+        gguf_close(g);
+        buf_deinit(&b);
+        fixture_deinit(&f);
+    }
+}
+
+/* Whatever the text, the count is the same with and without room, and every id is one. */
+static void random_text(void **state)
+{
+    (void)state;
+    const uint64_t seed = rng_entropy();
+    print_message("seed %llu\n", (unsigned long long)seed);
+    struct rng rng;
+    rng_seed(&rng, seed);
+    struct wordpiece *w = make(true, NULL, 0);
+    for (int round = 0; round < 3000; round++) {
+        char text[800];
+        size_t n = 0;
+        while (n + 4 <= sizeof text && rng_below(&rng, 100)) {
+            uint32_t c = (uint32_t)rng_below(&rng, rng_below(&rng, 2) ? 0x250 : 0x110000);
+            if (c >= 0xd800 && c < 0xe000)
+                c = 0x302a + c % 6; /* marks that are not Mn have an order of their own */
+            n += utf8_encode(c, text + n);
+        }
+        int32_t ids[3200];
+        size_t with = 0, without = 0;
+        struct err e;
+        assert_int_equal(wordpiece_encode(w, text, n, ids, 3200, &with, &e), 0);
+        assert_int_equal(wordpiece_encode(w, text, n, NULL, 0, &without, &e), 0);
+        assert_int_equal(with, without);
+        for (size_t i = 0; i < with; i++)
+            assert_true(ids[i] >= UNK && ids[i] < N_VOCABULARY && ids[i] != 2 && ids[i] != 3);
+    }
+    wordpiece_free(w);
+}
+
+static void classes(void **state)
+{
+    (void)state;
+    assert_int_equal(unicode_class_of(0x61d), UNICODE_LETTER);        /* punctuation of 14.0 */
+    assert_int_equal(unicode_class_of(0x61b), UNICODE_PUNCTUATION);   /* of 1.1 */
+    assert_int_equal(unicode_class_of(0x8e2), UNICODE_LETTER);        /* format of 9.0 */
+    assert_int_equal(unicode_class_of(0x1734), UNICODE_MARK);         /* Mc today */
+    assert_int_equal(unicode_class_of(0x111c9), UNICODE_PUNCTUATION); /* Mn today */
+    assert_int_equal(unicode_class_of(0x2b81f), UNICODE_CJK);
+    assert_int_equal(unicode_class_of(0x2b820), UNICODE_LETTER);  /* the gap */
+    assert_int_equal(unicode_class_of('$'), UNICODE_PUNCTUATION); /* a symbol by category */
+    assert_int_equal(unicode_class_of(0x20ac), UNICODE_LETTER);   /* € stays a symbol */
+    assert_int_equal(unicode_class_of(0xac00), UNICODE_LETTER);   /* Hangul */
+}
+
+/* The reference expectations of the bert-bge vocabulary: texts between separator lines, and for
+ * each a line of ids without [CLS] and [SEP]. */
+static void published_vocabulary(void **state)
+{
+    (void)state;
+    static const char dir[] = "../shared/data/vocab/ggml-vocab-bert-bge.gguf";
+    static const char separator[] = "\n__ggml_vocab_test__\n";
+    if (!file_exists(dir)) {
+        print_message("skipped: no %s\n", dir);
+        skip();
+    }
+    char path[256];
+    struct gguf *g;
+    struct wordpiece *w;
+    struct err e;
+    struct buf texts = {0}, expected = {0};
+    assert_int_equal(gguf_open(&g, dir, &e), 0);
+    assert_int_equal(wordpiece_new(&w, g, &e), 0);
+    snprintf(path, sizeof path, "%s.inp", dir);
+    assert_int_equal(file_read_whole(path, 1 << 20, &texts, &e), 0);
+    snprintf(path, sizeof path, "%s.out", dir);
+    assert_int_equal(file_read_whole(path, 1 << 20, &expected, &e), 0);
+    buf_u8(&texts, 0);
+    buf_u8(&expected, 0);
+    unsigned n_texts = 0;
+    char *text = texts.data, *line = expected.data;
+    while (text) {
+        char *end = strstr(text, separator), *next = end ? end + sizeof separator - 1 : NULL;
+        size_t bytes = end ? (size_t)(end - text) : strlen(text);
+        int32_t ids[1024];
+        size_t n;
+        assert_int_equal(wordpiece_encode(w, text, bytes, ids, 1024, &n, &e), 0);
+        char *want = strsep(&line, "\n");
+        if (!want)
+            break; /* what follows the last separator is no text */
+        for (size_t i = 0; i < n; i++)
+            assert_int_equal(strtol(want, &want, 10), ids[i]);
+        assert_int_equal(strspn(want, " "), strlen(want));
+        n_texts++;
+        text = next;
+    }
+    print_message("%u texts\n", n_texts);
+    assert_true(n_texts > 20);
+    buf_deinit(&texts);
+    buf_deinit(&expected);
+    wordpiece_free(w);
+    gguf_close(g);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rules),
+        cmocka_unit_test(longest_word),
+        cmocka_unit_test(cased),
+        cmocka_unit_test(counts_past_the_room),
+        cmocka_unit_test(refuses_bad_utf8),
+        cmocka_unit_test(refuses_bad_vocabularies),
+        cmocka_unit_test(random_text),
+        cmocka_unit_test(classes),
+        cmocka_unit_test(published_vocabulary),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
