@@ -100,8 +100,7 @@ static void product_f32(const float *a, size_t a_stride, uint32_t n_rows, const 
 /* One vector of weights against one broadcast of four codes. LANES sums of four products. */
 #if defined(KITH_ISA_avx512)
 
-#define INT8_UNROLL 8
-enum { INT8_ROWS = 6, CODES_CENTER = 0 };
+enum { INT8_ROWS = 6, CODES_CENTER = 0, INT8_UNROLL = 8 };
 
 KERNEL_INLINE vi load_weights(const int8_t *w)
 {
@@ -122,8 +121,7 @@ KERNEL_INLINE vi dot_add(vi acc, vi codes, vi w)
 
 /* Unrolled, the compiler adds all eight products of an accumulator as a tree, for which 16
  * registers do not suffice. */
-#define INT8_UNROLL 1
-enum { INT8_ROWS = 3, CODES_CENTER = 128 };
+enum { INT8_ROWS = 4, CODES_CENTER = 128, INT8_UNROLL = 1 };
 
 KERNEL_INLINE vi load_weights(const int8_t *w)
 {

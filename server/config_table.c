@@ -91,7 +91,7 @@ const struct setting settings[] = {
      .group = "clients",
      .help = "password for AUTH; empty asks for none"},
     {.name = "proto-max-bulk-len",
-     BYTES(proto_max_bulk_len, MB(1), MB(4096)),
+     BYTES(proto_max_bulk_len, MB(1), MB(1024)),
      LIVE,
      .fallback = "512mb",
      .group = "clients",

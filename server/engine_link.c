@@ -131,7 +131,7 @@ static struct request *take_request(struct engine_link *l, uint64_t id)
     return r;
 }
 
-/* Takes all out, oldest first as far as the buckets allow. Lock held. */
+/* Takes all out, in no order. Lock held. */
 static struct request *take_all(struct engine_link *l)
 {
     struct request *all = NULL;

@@ -2,11 +2,11 @@
 /* The server's side of the engine: starts kith-engine, watches it, restarts it with back-off,
  * and carries texts to it and vectors back (protocol/engine_wire.md).
  *
- * A request under way when the engine dies, hangs (no PONG within engine-timeout-ms) or is
- * stopped gets its answer, an ENGINE error, within a second: a client never waits for a dead
- * engine. A request that comes while the model is being loaded waits for it, at most timeout_ms
- * from the engine's start. Texts are bounded: past engine-queue-tokens' worth of bytes a
- * request is refused with BUSY.
+ * A request under way when the engine dies or is stopped gets its answer, an ENGINE error, at
+ * once; when the engine hangs (a PING without its PONG for timeout_ms; one is sent each second)
+ * the engine is killed first. So a client never waits for a dead engine. A request that comes
+ * while the model is being loaded waits for it, at most timeout_ms from the engine's start.
+ * Texts are bounded: past engine-queue-tokens' worth of bytes a request is refused with BUSY.
  *
  * Owns: the child process and one thread that reads its answers. Thread: engine_embed from any
  * thread; `done` is called on the link's thread and must only hand over (worker_post). */

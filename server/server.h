@@ -1,6 +1,6 @@
 #pragma once
-/* The running server: the parts that commands reach through their client. Owned by kith_server.c,
- * which builds it at start and takes it apart at the end. */
+/* The running server: the parts that commands reach through their client. Owned by
+ * kith_server.c, which builds it at start and takes it apart at the end. */
 
 #include <stdatomic.h>
 #include <stdbool.h>

@@ -111,16 +111,15 @@ struct wal {
     struct claim *claims;
     size_t n_claims, cap_claims, claimed; /* claimed: the sum of all claims' left */
     uint64_t last_epoch;
-    uint64_t sync_wanted; /* index that somebody waits for */
-    size_t spare_wanted;  /* room that a reservation waits for; 0: none does */
-    uint64_t spare_tries;
-    struct err spare_error; /* of the last try */
-    struct err write_error; /* code 0: none */
+    uint64_t sync_wanted;              /* index that somebody waits for */
+    size_t spare_wanted;               /* room that a reservation waits for; 0: none does */
+    uint64_t spare_begun, spare_ended; /* attempts to make a spare */
+    struct err spare_error;            /* of the last try */
+    struct err write_error;            /* code 0: none */
     unsigned next_spare_id;
     enum wal_sync sync;
     bool asleep, closing, dir_dirty;
     int64_t retry_at_us, sync_at_us;
-    uint64_t bytes_held;
 
     pthread_mutex_t mark_lock; /* writing of the mark file */
     _Atomic bool failed;       /* a sync failed: final */
@@ -362,11 +361,12 @@ static int reserve_segment(struct wal *w, size_t room, struct err *e)
             return err_set(e, KITH_ECLOSED, "the log is closed");
         if (w->spare_wanted < room)
             w->spare_wanted = room;
-        uint64_t before = w->spare_tries;
+        /* An attempt that is under way may have met a disk that was still full. */
+        uint64_t ticket = w->spare_begun + 1;
         pthread_cond_signal(&w->work);
-        while (w->spare_tries == before && !atomic_load(&w->failed) && !w->closing)
+        while (w->spare_ended < ticket && !atomic_load(&w->failed) && !w->closing)
             pthread_cond_wait(&w->done, &w->lock);
-        if (w->spare_tries != before && w->spare_error.code != 0)
+        if (w->spare_ended >= ticket && w->spare_error.code != 0)
             return err_set(e, w->spare_error.code, "%s", w->spare_error.message);
     }
     return 0;
@@ -435,7 +435,6 @@ uint64_t wal_append(struct wal *w, uint64_t epoch, const void *payload, size_t b
     wal_encode_record(to, s->salt, wal_payload_hash(payload, bytes, s->salt), (uint32_t)bytes,
                       epoch, index, wal_durable(w));
     w->active.len += total;
-    w->bytes_held += total;
     s->used += total;
     w->last_epoch = epoch;
     atomic_store_explicit(&w->last, index, memory_order_release);
@@ -670,6 +669,8 @@ static void make_spare(struct wal *w)
 {
     pthread_mutex_lock(&w->lock);
     size_t room = w->spare_wanted;
+    uint64_t attempt = ++w->spare_begun;
+    w->spare_wanted = 0;
     unsigned id = w->next_spare_id++;
     pthread_mutex_unlock(&w->lock);
     struct segment *s = NULL;
@@ -681,8 +682,7 @@ static void make_spare(struct wal *w)
     struct segment *old = s ? w->spare : NULL;
     if (s)
         w->spare = s;
-    w->spare_wanted = 0;
-    w->spare_tries++;
+    w->spare_ended = attempt;
     pthread_cond_broadcast(&w->done);
     pthread_mutex_unlock(&w->lock);
     segment_free(w, old);
@@ -839,7 +839,6 @@ static int adopt(struct wal *w, const struct wal_survey *v, uint32_t i, struct e
         return rc;
     s->bytes = (uint64_t)st.st_size;
     s->used = is_end ? v->end_offset : s->bytes;
-    w->bytes_held += s->used;
     if (obsolete)
         return 0;
     if ((rc = wal_scan_open(&scan, w->dir, s->first, e)) != 0)
@@ -1095,7 +1094,6 @@ int wal_trim(struct wal *w, uint64_t upto, struct err *e)
             rc = err_set_errno(e, errno, "cannot remove %s", path);
         if (can && rc == 0) {
             w->oldest = s->next;
-            w->bytes_held -= s->used < w->bytes_held ? s->used : w->bytes_held;
             mem_free(s);
         }
         pthread_mutex_unlock(&w->lock);
@@ -1106,9 +1104,11 @@ int wal_trim(struct wal *w, uint64_t upto, struct err *e)
 
 uint64_t wal_bytes(const struct wal *w)
 {
-    struct wal *m = (struct wal *)w;
+    struct wal *m = (struct wal *)w; /* const to its callers, the lock aside */
     pthread_mutex_lock(&m->lock);
-    uint64_t bytes = w->bytes_held;
+    uint64_t bytes = 0;
+    for (const struct segment *s = w->oldest; s; s = s->next)
+        bytes += s->used;
     pthread_mutex_unlock(&m->lock);
     return bytes;
 }

@@ -3,8 +3,8 @@
 #
 #   tools/build-fuzzer.sh OUT SOURCE.c... -- FLAG...
 #
-# Kernel files (*_kernels.c) are compiled as their scalar variant alone. Dispatchers that name the
-# other variants see KITH_FUZZ_SCALAR and leave them out.
+# Kernel files (*_kernels.c) are compiled as their scalar variant alone; where a dispatcher names
+# another variant of a table, the linker gives it the scalar one, so every choice is the same code.
 set -eu
 
 clang=${FUZZ_CC:-clang}
@@ -39,7 +39,12 @@ for source in $sources; do
     esac
     # shellcheck disable=SC2086 # flags are words
     $clang -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=all $sanitize \
-        -DKITH_FUZZ_SCALAR=1 $compile_flags $isa -c "$source" -o "$object"
+        $compile_flags $isa -c "$source" -o "$object"
+done
+
+# x_avx2, x_avx512 and x_neon stand for x_scalar.
+for variant in $(nm -u "$work"/*.o | sed -n 's/^ *U \(.*_\(avx2\|avx512\|neon\)\)$/\1/p' | sort -u); do
+    link_flags="$link_flags -Wl,--defsym=$variant=${variant%_*}_scalar"
 done
 # shellcheck disable=SC2086
 $clang $sanitize -pthread "$work"/*.o $link_flags -o "$out"

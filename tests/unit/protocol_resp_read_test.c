@@ -1,18 +1,10 @@
 /* The request reader against every way a client can cut, mix or break its stream. */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
-#include "base/random.h"
 #include "protocol/resp_read.h"
+#include "tests/unit/unit.h"
 
 static const struct resp_limits roomy = {
     .max_bulk_bytes = 512u << 20, .max_request_bytes = 1024u << 20, .authenticated = true};
@@ -270,8 +262,7 @@ static void append_request(struct buf *in, struct buf *wanted, struct rng *rng)
 static void random_streams_in_random_pieces(void **state)
 {
     (void)state;
-    uint64_t seed = getenv("SEED") ? strtoull(getenv("SEED"), NULL, 10) : rng_entropy();
-    print_message("SEED=%llu\n", (unsigned long long)seed);
+    uint64_t seed = unit_seed();
     struct rng rng;
     rng_seed(&rng, seed);
     for (int round = 0; round < 60; round++) {

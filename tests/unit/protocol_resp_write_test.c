@@ -1,18 +1,11 @@
 /* Every reply element, byte for byte, in both protocols. */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
 #include <math.h>
+#include <string.h>
 
 #include "base/mem.h"
 #include "protocol/resp_write.h"
+#include "tests/unit/unit.h"
 
 static void expect(struct buf *b, const char *wanted)
 {
