@@ -36,20 +36,13 @@ void fast_matrix_deinit(struct fast_matrix *m)
 
 /* Output j of the stack: which tensor, and which of its rows. */
 static const struct tensor *source_row(const struct fast_source *source, uint32_t j,
-                                       uint32_t *row, const struct tensor **bias)
+                                       uint32_t *row)
 {
     unsigned i = 0;
     while (j >= source->weights[i]->ne[1])
         j -= (uint32_t)source->weights[i++]->ne[1];
     *row = j;
-    *bias = source->biases[i];
     return source->weights[i];
-}
-
-static float vector_element(const struct tensor *t, uint32_t i, float *row)
-{
-    tensor_row_f32(t, 0, row);
-    return row[i];
 }
 
 static void pack_row_f32(struct fast_matrix *m, uint32_t panel, uint32_t j, const float *row)
@@ -67,7 +60,7 @@ static void pack_row_int8(struct fast_matrix *m, uint32_t panel, uint32_t j, con
     for (uint32_t b = 0; b < n_blocks; b++, block += block_bytes(panel), row += INT8_BLOCK) {
         float largest = 0;
         for (int k = 0; k < INT8_BLOCK; k++)
-            largest = fmaxf(largest, fabsf(row[k]));
+            largest = fabsf(row[k]) > largest ? fabsf(row[k]) : largest;
         float scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0;
         int codes = 0;
         for (uint32_t k = 0; k < INT8_BLOCK; k++) {
@@ -119,21 +112,27 @@ int fast_pack(struct bert_fast *f, struct fast_matrix *m, const struct fast_sour
     float *row = mem_alloc_n((size_t)m->n_in + m->n_out, sizeof *row);
     int rc =
         row ? allocate(f, m, e) : err_set(e, KITH_ENOMEM, "out of memory for a weight row");
-    for (uint32_t j = 0; rc == 0 && j < m->n_out; j++) {
+    if (rc != 0) {
+        mem_free(row);
+        return rc;
+    }
+    float *biases = row + m->n_in, *next = biases;
+    for (unsigned i = 0; i < source->n; next += source->biases[i++]->ne[0])
+        tensor_row_f32(source->biases[i], 0, next);
+    for (uint32_t j = 0; j < m->n_out; j++) {
         uint32_t source_j;
-        const struct tensor *bias, *w = source_row(source, j, &source_j, &bias);
-        float b = vector_element(bias, source_j, row);
+        const struct tensor *w = source_row(source, j, &source_j);
         tensor_row_f32(w, source_j, row);
         if (f->precision == BERT_F32) {
-            m->bias[j] = b;
+            m->bias[j] = biases[j];
             pack_row_f32(m, panel, j, row);
         } else {
             pack_row_int8(m, panel, j, row);
-            m->side[((size_t)(j / panel) * N_SIDE + SIDE_BIAS) * panel + j % panel] = b;
+            m->side[((size_t)(j / panel) * N_SIDE + SIDE_BIAS) * panel + j % panel] = biases[j];
         }
     }
     mem_free(row);
-    return rc;
+    return 0;
 }
 
 int fast_pack_outliers(const struct bert_fast *f, struct fast_matrix *m,
@@ -153,7 +152,7 @@ int fast_pack_outliers(const struct bert_fast *f, struct fast_matrix *m,
     }
     for (uint32_t j = 0; j < m->n_out; j++) {
         uint32_t source_j;
-        const struct tensor *bias, *w = source_row(source, j, &source_j, &bias);
+        const struct tensor *w = source_row(source, j, &source_j);
         tensor_row_f32(w, source_j, row);
         for (uint32_t t = 0; t < m->n_outliers; t++)
             m->side[((size_t)(j / panel) * N_SIDE + t) * panel + j % panel] =

@@ -49,7 +49,8 @@ static void quantize_residue(const struct bert_fast *f, struct fast_scratch *s,
 static void note_largest(const struct fast_matrix *m, const float *x)
 {
     for (uint32_t k = 0; k < m->n_in; k++)
-        m->largest[k] = fmaxf(m->largest[k], fabsf(x[k]));
+        if (fabsf(x[k]) > m->largest[k])
+            m->largest[k] = fabsf(x[k]);
 }
 
 void fast_product(const struct bert_fast *f, struct fast_scratch *s,

@@ -121,7 +121,7 @@ KERNEL_INLINE vi dot_add(vi acc, vi codes, vi w)
 
 /* Unrolled, the compiler adds all eight products of an accumulator as a tree, for which 16
  * registers do not suffice. */
-enum { INT8_ROWS = 4, CODES_CENTER = 128, INT8_UNROLL = 1 };
+enum { INT8_ROWS = 3, CODES_CENTER = 128, INT8_UNROLL = 1 };
 
 KERNEL_INLINE vi load_weights(const int8_t *w)
 {
@@ -242,15 +242,58 @@ static void product_int8(const struct int8_rows *a, uint32_t first, uint32_t n_r
     }
 }
 
+/* n <= PANEL rows to one panel, element by element: rows from `done` on, inputs from `from` on.
+ */
+static void transpose_rest(const float *rows, size_t stride, uint32_t done, uint32_t n,
+                           uint32_t from, uint32_t width, float factor, float *panel)
+{
+    for (uint32_t k = from; k < width; k++)
+        for (uint32_t j = done; j < PANEL; j++)
+            panel[(size_t)k * PANEL + j] = j < n ? factor * rows[(size_t)j * stride + k] : 0.0f;
+}
+
+#if LANES > 1
+/* Blocks of 4 x 4; returns how many rows are done, in all columns below width / 4 * 4. */
+static uint32_t transpose_blocks(const float *rows, size_t stride, uint32_t n, uint32_t width,
+                                 float factor, float *panel)
+{
+    simde__m128 f = simde_mm_set1_ps(factor);
+    uint32_t whole = n / 4 * 4;
+    for (uint32_t j = 0; j < whole; j += 4)
+        for (uint32_t k = 0; k + 4 <= width; k += 4) {
+            const float *from = rows + (size_t)j * stride + k;
+            float *to = panel + (size_t)k * PANEL + j;
+            simde__m128 a = simde_mm_mul_ps(simde_mm_loadu_ps(from), f);
+            simde__m128 b = simde_mm_mul_ps(simde_mm_loadu_ps(from + stride), f);
+            simde__m128 c = simde_mm_mul_ps(simde_mm_loadu_ps(from + 2 * stride), f);
+            simde__m128 d = simde_mm_mul_ps(simde_mm_loadu_ps(from + 3 * stride), f);
+            SIMDE_MM_TRANSPOSE4_PS(a, b, c, d);
+            simde_mm_storeu_ps(to, a);
+            simde_mm_storeu_ps(to + PANEL, b);
+            simde_mm_storeu_ps(to + 2 * PANEL, c);
+            simde_mm_storeu_ps(to + 3 * PANEL, d);
+        }
+    return whole;
+}
+#else
+static uint32_t transpose_blocks(const float *rows, size_t stride, uint32_t n, uint32_t width,
+                                 float factor, float *panel)
+{
+    (void)rows, (void)stride, (void)n, (void)width, (void)factor, (void)panel;
+    return 0;
+}
+#endif
+
 static void transpose(const float *rows, size_t stride, uint32_t n, uint32_t width,
                       float factor, float *panels)
 {
     for (uint32_t first = 0; first < n; first += PANEL, panels += (size_t)width * PANEL) {
+        const float *from = rows + (size_t)first * stride;
         uint32_t columns = n - first < PANEL ? n - first : PANEL;
-        for (uint32_t k = 0; k < width; k++)
-            for (uint32_t j = 0; j < PANEL; j++)
-                panels[(size_t)k * PANEL + j] =
-                    j < columns ? factor * rows[(size_t)(first + j) * stride + k] : 0.0f;
+        uint32_t done = transpose_blocks(from, stride, columns, width, factor, panels);
+        transpose_rest(from, stride, done, columns, 0, width, factor, panels);
+        if (done)
+            transpose_rest(from, stride, 0, columns, width / 4 * 4, width, factor, panels);
     }
 }
 

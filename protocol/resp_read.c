@@ -241,6 +241,11 @@ size_t resp_reader_buffered(const struct resp_reader *r)
     return r->hiredis->len - r->hiredis->pos;
 }
 
+size_t resp_reader_spare(const struct resp_reader *r)
+{
+    return r->hiredis->buf ? sdsavail(r->hiredis->buf) : 0;
+}
+
 size_t resp_reader_wanted(const struct resp_reader *r)
 {
     return r->wanted;

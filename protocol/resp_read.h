@@ -67,5 +67,7 @@ enum resp_status resp_reader_next(struct resp_reader *r, const struct resp_limit
 bool resp_reader_idle(const struct resp_reader *r);
 /* Bytes fed and not yet parsed. */
 size_t resp_reader_buffered(const struct resp_reader *r);
+/* Memory of the buffer that holds nothing now. */
+size_t resp_reader_spare(const struct resp_reader *r);
 /* How many bytes the argument under way still lacks, 0 when that is not known. */
 size_t resp_reader_wanted(const struct resp_reader *r);

@@ -135,6 +135,7 @@ static void append_line(struct buf *out, const struct connection *conn, int64_t 
     unsigned shown = atomic_load(&s->flags);
     uint64_t out_bytes = atomic_load(&s->out_bytes), argv = atomic_load(&s->argv_bytes);
     uint64_t multi = atomic_load(&s->multi_bytes), in = atomic_load(&s->buffered);
+    uint64_t spare = atomic_load(&s->spare);
     buf_printf(out, "id=%" PRIu64 " addr=%s laddr=%s fd=%d name=%s", conn->client.id,
                conn->peer, conn->local, conn->fd, conn->name ? conn->name : "");
     buf_printf(out, " age=%" PRId64 " idle=%" PRId64, (now_us - conn->created_us) / 1000000,
@@ -142,10 +143,10 @@ static void append_line(struct buf *out, const struct connection *conn, int64_t 
     append_flags(out, shown, conn->is_unix);
     buf_printf(out, " db=%d sub=0 psub=0 ssub=0 multi=%d watch=%d", atomic_load(&s->db),
                atomic_load(&s->n_multi), atomic_load(&s->n_watched));
-    buf_printf(out, " qbuf=%" PRIu64 " qbuf-free=0 argv-mem=%" PRIu64 " multi-mem=%" PRIu64, in,
-               argv, multi);
+    buf_printf(out, " qbuf=%" PRIu64 " qbuf-free=%" PRIu64, in, spare);
+    buf_printf(out, " argv-mem=%" PRIu64 " multi-mem=%" PRIu64, argv, multi);
     buf_printf(out, " rbs=0 rbp=0 obl=%" PRIu64 " oll=0 omem=%" PRIu64 " tot-mem=%" PRIu64,
-               out_bytes, out_bytes, in + argv + multi + out_bytes + sizeof *conn);
+               out_bytes, out_bytes, in + spare + argv + multi + out_bytes + sizeof *conn);
     buf_printf(out, " events=%s", shown & SHOWN_WRITING ? "rw" : "r");
     append_command(out, atomic_load(&s->command));
     buf_printf(out, " user=default redir=-1 resp=%d lib-name=%s lib-ver=%s io-thread=%u",

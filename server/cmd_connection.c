@@ -128,6 +128,17 @@ static bool hello_options(struct client *c, struct slice *name)
     return true;
 }
 
+/* What MODULE LIST replies, by that command itself. */
+static void reply_modules(struct client *c)
+{
+    const struct slice words[] = {slice_of("module"), slice_of("list")};
+    const struct command *list = command_lookup(words, 2);
+    if (list)
+        list->run(c);
+    else
+        resp_array(c->out, 0);
+}
+
 static void hello_reply(struct client *c)
 {
     resp_map(c->out, 7);
@@ -144,7 +155,7 @@ static void hello_reply(struct client *c)
     resp_bulk_str(c->out, "role");
     resp_bulk_str(c->out, "master");
     resp_bulk_str(c->out, "modules");
-    resp_array(c->out, 0);
+    reply_modules(c);
 }
 
 static enum command_result hello_run(struct client *c)

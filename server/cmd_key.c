@@ -1,4 +1,5 @@
 /* Commands on keys of any type, and on whole databases. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -115,12 +116,12 @@ static enum command_result expire_key(struct client *c, bool seconds, bool relat
 {
     int64_t at;
     unsigned flags;
+    if (!parse_expire_flags(c, &flags))
+        return COMMAND_DONE;
     if (!arg_int(c->argv[2], &at)) {
         reply_not_integer(c);
         return COMMAND_DONE;
     }
-    if (!parse_expire_flags(c, &flags))
-        return COMMAND_DONE;
     if ((seconds && __builtin_mul_overflow(at, 1000, &at)) ||
         (relative && __builtin_add_overflow(at, data_now_ms(c), &at))) {
         resp_errorf(c->out, "ERR invalid expire time in '%s' command", c->command->name);
@@ -269,8 +270,9 @@ static enum command_result run_scan(struct client *c)
     if (valid) {
         memcpy(digits, a.p, a.n);
         digits[a.n] = '\0';
+        errno = 0;
         cursor = strtoull(digits, &end, 10);
-        valid = *end == '\0';
+        valid = *end == '\0' && errno == 0;
     }
     if (!valid) {
         resp_error(c->out, "ERR invalid cursor");

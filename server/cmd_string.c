@@ -50,34 +50,44 @@ static bool parse_expire(struct client *c, struct slice unit, struct slice value
     return true;
 }
 
+static const char *expire_unit(struct slice word)
+{
+    static const char *const units[] = {"EX", "PX", "EXAT", "PXAT"};
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        if (slice_is(word, units[i]))
+            return units[i];
+    return NULL;
+}
+
 static bool parse_set_options(struct client *c, struct set_options *o)
 {
+    int time_at = 0; /* its value is looked at last, as Redis does */
+    const char *time_unit = NULL;
     *o = (struct set_options){0};
     for (int i = 3; i < c->argc; i++) {
         struct slice a = c->argv[i];
         bool more = i + 1 < c->argc;
-        unsigned time = o->flags & (SET_KEEPTTL | SET_EXPIRE);
+        bool keep = o->flags & SET_KEEPTTL; /* a word said twice is no conflict */
+        const char *unit = expire_unit(a);
         if (slice_is(a, "NX") && !(o->flags & SET_XX)) {
             o->flags |= SET_NX;
         } else if (slice_is(a, "XX") && !(o->flags & SET_NX)) {
             o->flags |= SET_XX;
         } else if (slice_is(a, "GET")) {
             o->flags |= SET_GET;
-        } else if (slice_is(a, "KEEPTTL") && !time) {
+        } else if (slice_is(a, "KEEPTTL") && !time_at) {
             o->flags |= SET_KEEPTTL;
-        } else if ((slice_is(a, "EX") || slice_is(a, "PX") || slice_is(a, "EXAT") ||
-                    slice_is(a, "PXAT")) &&
-                   more && !time) {
-            if (!parse_expire(c, a, c->argv[i + 1], &o->expire_ms))
-                return false;
+        } else if (unit && more && !keep && (!time_unit || time_unit == unit)) {
             o->flags |= SET_EXPIRE;
-            i++;
+            time_unit = unit;
+            time_at = i++;
         } else {
             reply_syntax_error(c);
             return false;
         }
     }
-    return true;
+    return !time_at ||
+           parse_expire(c, c->argv[time_at], c->argv[time_at + 1], &o->expire_ms);
 }
 
 static enum command_result run_set(struct client *c)

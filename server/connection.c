@@ -1,16 +1,4 @@
-/* A connection: its life, its reading, its writing, and the gate.
- *
- * Replies of one connection leave in order. Those of a batch that saw, or made, an effect whose
- * log index is not released yet are marked: from this place of the buffer on, wait for that
- * index.
- *
- *   out   [ sent | may leave        | waits for 17      | waits for 19   ]
- *                ^ out_sent         ^ marks[first]      ^ marks[first+1]
- *
- * A mark waits only for its own index: a client that writes without a pause does not hold up
- * its earlier replies. Reads in a server where nothing is being written set no mark at all.
- * Rejected: one index for the whole connection, which starves exactly there; one mark a reply,
- * which costs memory a reply and lets nothing go earlier, for one flush serves the whole batch.
+/* A connection: its life, its reading, its writing. Which replies may leave is gate.h's.
  *
  * What a slow reader leaves unread is bounded by client-output-buffer-limit: past it the client
  * is closed. Its requests are read on until then, as in Redis: client libraries send a whole
@@ -35,7 +23,6 @@
 #include "server/shard.h"
 
 enum {
-    MARKS_FIRST = 8,
     OUT_COMPACT_BYTES = 64 * 1024, /* sent bytes at the front before the rest is moved */
     IDLE_TRIM_US = 2 * 1000 * 1000,
     LAST_WORDS_US = 10 * 1000 * 1000 /* for a client that leaves to read what it asked for */
@@ -172,7 +159,7 @@ void connection_free(struct connection *conn)
     transaction_discard(conn);
     resp_reader_free(conn->reader);
     buf_deinit(&conn->out);
-    mem_free(conn->marks);
+    gate_deinit(&conn->gate);
     mem_free(conn->name);
     mem_free(conn->lib_name);
     mem_free(conn->lib_ver);
@@ -293,47 +280,6 @@ static void on_readable(evutil_socket_t fd, short what, void *arg)
 
 /* --- the gate --- */
 
-/* From `start` on, replies wait for index. Out of memory, the newest mark takes over what comes
- * after it: later than needed, never too early. */
-static void add_mark(struct connection *conn, size_t start, uint64_t index)
-{
-    if (conn->first_mark > 0 && conn->n_marks == conn->marks_cap) {
-        conn->n_marks -= conn->first_mark;
-        memmove(conn->marks, conn->marks + conn->first_mark,
-                conn->n_marks * sizeof *conn->marks);
-        conn->first_mark = 0;
-    }
-    if (conn->n_marks == conn->marks_cap) {
-        uint32_t cap = conn->marks_cap ? conn->marks_cap * 2 : MARKS_FIRST;
-        struct gate_mark *marks = mem_realloc_n(conn->marks, cap, sizeof *marks);
-        if (!marks && conn->n_marks > 0) {
-            conn->marks[conn->n_marks - 1].index = index;
-            return;
-        }
-        if (!marks) {
-            close_because(conn, "out of memory for its gate");
-            return;
-        }
-        conn->marks = marks;
-        conn->marks_cap = cap;
-    }
-    conn->marks[conn->n_marks++] = (struct gate_mark){.start = start, .index = index};
-}
-
-/* How far the buffer may be written now. */
-static size_t gate_limit(struct connection *conn)
-{
-    if (conn->first_mark == conn->n_marks)
-        return conn->out.len;
-    uint64_t released = shard_released(conn->client.server->shard);
-    while (conn->first_mark < conn->n_marks && conn->marks[conn->first_mark].index <= released)
-        conn->first_mark++;
-    if (conn->first_mark < conn->n_marks)
-        return conn->marks[conn->first_mark].start;
-    conn->first_mark = conn->n_marks = 0;
-    return conn->out.len;
-}
-
 void connection_batch_begin(struct connection *conn)
 {
     conn->batch_gate = 0;
@@ -343,13 +289,10 @@ void connection_batch_begin(struct connection *conn)
 void connection_batch_end(struct connection *conn)
 {
     worker_give_shard(conn->client.worker);
-    if (conn->batch_gate && conn->out.len > conn->batch_start) {
-        uint64_t newest =
-            conn->first_mark < conn->n_marks ? conn->marks[conn->n_marks - 1].index : 0;
-        if (conn->batch_gate > newest &&
-            conn->batch_gate > shard_released(conn->client.server->shard))
-            add_mark(conn, conn->batch_start, conn->batch_gate);
-    }
+    bool shows_something = conn->batch_gate && conn->out.len > conn->batch_start;
+    if (shows_something && conn->batch_gate > shard_released(conn->client.server->shard) &&
+        !gate_close(&conn->gate, conn->batch_start, conn->batch_gate))
+        close_because(conn, "out of memory for its gate");
     if (!conn->closed) {
         connection_publish(conn);
         worker_mark_dirty(conn);
@@ -386,8 +329,7 @@ static void compact_out(struct connection *conn)
     if (conn->out_sent < OUT_COMPACT_BYTES || conn->out_sent < conn->out.len / 2)
         return;
     buf_consume(&conn->out, conn->out_sent);
-    for (uint32_t i = conn->first_mark; i < conn->n_marks; i++)
-        conn->marks[i].start -= conn->out_sent;
+    gate_consume(&conn->gate, conn->out_sent);
     conn->out_sent = 0;
 }
 
@@ -418,7 +360,9 @@ void connection_flush(struct connection *conn)
         close_because(conn, "out of memory for its replies");
         return;
     }
-    size_t limit = gate_limit(conn);
+    size_t limit = conn->out.len;
+    if (!gate_is_open(&conn->gate))
+        limit = gate_open(&conn->gate, shard_released(w->server->shard), limit);
     if (!send_up_to(conn, limit)) {
         connection_close(conn);
         return;
@@ -436,7 +380,7 @@ void connection_flush(struct connection *conn)
         close_because(conn, "it left more than client-output-buffer-limit unread");
         return;
     }
-    bool gated = conn->first_mark < conn->n_marks && !conn->writing;
+    bool gated = !gate_is_open(&conn->gate) && !conn->writing;
     if (gated && !conn->is_gated)
         TAILQ_INSERT_TAIL(&w->gated, conn, in_gated);
     else if (!gated && conn->is_gated)
@@ -495,6 +439,7 @@ void connection_publish(struct connection *conn)
 #define SHOW(field, value) atomic_store_explicit(&s->field, (value), memory_order_relaxed)
     SHOW(command, conn->client.command);
     SHOW(buffered, conn->reader ? resp_reader_buffered(conn->reader) : 0);
+    SHOW(spare, conn->reader ? resp_reader_spare(conn->reader) : 0);
     SHOW(argv_bytes, conn->queued_bytes + (conn->partial ? conn->partial->parsed.bytes : 0));
     SHOW(multi_bytes, conn->multi_bytes);
     SHOW(out_bytes, conn->out.len - conn->out_sent);

@@ -1,6 +1,7 @@
 #include "server/keyspace.h"
 
 #include <assert.h>
+#include <string.h>
 
 #include "base/hash.h"
 #include "base/mem.h"
@@ -36,6 +37,8 @@ struct database {
     uint64_t n_expires;
 };
 
+enum { GONE_PLACES = 8192 };
+
 struct keyspace {
     struct database dbs[KEYSPACE_DBS];
     struct key **heap; /* by expire_ms, smallest first; a key knows its place */
@@ -48,6 +51,9 @@ struct keyspace {
     uint64_t generation; /* of current; frozen has generation - 1 while freezing */
     bool freezing;
     uint64_t next_id, next_version;
+    /* The version at which a key of that hash was last deleted: what WATCH compares while there
+     * is no key. Two names may share a place; then a transaction is refused once too often. */
+    uint64_t gone[GONE_PLACES];
     struct keyspace_hooks hooks;
     struct rng rng;
 };
@@ -371,9 +377,21 @@ void key_set_vset(struct keyspace *ks, struct key *k, struct vset *v, uint32_t s
     k->set_id = set_id;
 }
 
+static uint64_t *gone_place(struct keyspace *ks, uint32_t db, uint64_t hash)
+{
+    return &ks->gone[(hash_mix(db) ^ hash) % GONE_PLACES];
+}
+
+uint64_t keyspace_version(struct keyspace *ks, uint32_t db, struct slice name, int64_t now_ms)
+{
+    struct key *k = keyspace_find(ks, db, name, now_ms);
+    return k ? k->version : *gone_place(ks, db, hash64(name.p, name.n));
+}
+
 void keyspace_delete(struct keyspace *ks, struct key *k)
 {
     key_touch(ks, k);
+    *gone_place(ks, k->db, k->node.hash) = k->version;
     heap_remove(ks, k);
     dict_remove(&ks->dbs[k->db].keys, &k->node);
     drop_value(ks, k);
@@ -594,4 +612,5 @@ void keyspace_set_next_id(struct keyspace *ks, uint64_t id)
 void keyspace_continue_versions(struct keyspace *ks, const struct keyspace *before)
 {
     ks->next_version = before->next_version;
+    memcpy(ks->gone, before->gone, sizeof ks->gone);
 }

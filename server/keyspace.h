@@ -65,6 +65,8 @@ void keyspace_free(struct keyspace *ks);
 struct key *keyspace_find(struct keyspace *ks, uint32_t db, struct slice name, int64_t now_ms);
 /* The same, but also an expired one. */
 struct key *keyspace_find_raw(struct keyspace *ks, uint32_t db, struct slice name);
+/* Another number after every change of the key, also when it came and went in between. */
+uint64_t keyspace_version(struct keyspace *ks, uint32_t db, struct slice name, int64_t now_ms);
 /* A new key of no type yet; the caller gives it its value at once. NULL when out of memory. */
 struct key *keyspace_create(struct keyspace *ks, uint32_t db, struct slice name);
 /* As found in the store at start: keeps its id and is clean. */

@@ -24,6 +24,7 @@
 #include "base/mem.h"
 #include "protocol/resp_read.h"
 #include "server/client.h"
+#include "server/gate.h"
 #include "server/net.h"
 
 struct connection;
@@ -49,12 +50,6 @@ struct request {
 };
 STAILQ_HEAD(request_list, request);
 
-/* Replies from this place of the buffer on may leave when the log is released up to index. */
-struct gate_mark {
-    size_t start;
-    uint64_t index;
-};
-
 struct watched_key {
     struct watched_key *next;
     uint32_t db;
@@ -68,7 +63,7 @@ struct connection_shown {
     _Atomic(const struct command *) command;
     _Atomic int64_t active_us;
     _Atomic uint64_t bytes_in, bytes_out, n_commands;
-    _Atomic uint64_t buffered, argv_bytes, multi_bytes, out_bytes;
+    _Atomic uint64_t buffered, spare, argv_bytes, multi_bytes, out_bytes;
     _Atomic int n_multi, n_watched, db, proto;
     _Atomic unsigned flags; /* SHOWN_* */
 };
@@ -100,8 +95,7 @@ struct connection {
 
     struct buf out;
     size_t out_sent;
-    struct gate_mark *marks; /* ascending in start and index */
-    uint32_t n_marks, first_mark, marks_cap;
+    struct gate gate;
     uint64_t batch_gate; /* newest log index a reply of this batch could have seen */
     size_t batch_start;  /* where the batch's replies begin in out */
 

@@ -104,8 +104,7 @@ void shard_flush(struct shard *s)
 
 uint64_t shard_key_version(struct shard *s, uint32_t db, struct slice key)
 {
-    struct key *k = keyspace_find(s->keyspace, db, key, s->now_ms);
-    return k ? k->version : 0;
+    return keyspace_version(s->keyspace, db, key, s->now_ms);
 }
 
 void shard_wake_writers(struct shard *s)

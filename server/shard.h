@@ -34,7 +34,7 @@ enum command_result shard_enter(struct shard *s, struct client *c, unsigned flag
 /* After it. Returns the log index the reply must wait for (see net.c on the gate). */
 uint64_t shard_leave(struct shard *s);
 
-/* A number that changes whenever the key changes, 0 while there is none: for WATCH. */
+/* Another number after every change of the key, also when it came and went between: for WATCH. */
 uint64_t shard_key_version(struct shard *s, uint32_t db, struct slice key);
 
 /* For INFO, DBSIZE and the timer. */

@@ -243,7 +243,7 @@ static void flush_gated(struct worker *w)
         struct connection *conn, *next;
         for (conn = TAILQ_FIRST(&w->gated); conn; conn = next) {
             next = TAILQ_NEXT(conn, in_gated);
-            if (conn->marks[conn->first_mark].index <= released) {
+            if (gate_next(&conn->gate) <= released) {
                 opened = true;
                 TAILQ_REMOVE(&w->gated, conn, in_gated);
                 conn->is_gated = false;

@@ -56,6 +56,7 @@ enum {
     INLINE_BYTES_MAX = 2038 - 8 - STORE_KEY_BYTES,
     OVERFLOW_HEADER_BYTES = 16,
     LOCK_FILE_BYTES = 128 * 1024,
+    NEW_STORE_BYTES_MAX = 16 * LMDB_PAGE_BYTES,
     PATH_BYTES = 4096
 };
 
@@ -320,6 +321,21 @@ static int check_made(struct store *s, bool fresh, struct err *e)
     return 0;
 }
 
+/* A process that was killed while it made the store may leave a part of the first pages. Without
+ * `made`, and no larger than a new store is, the file never held anything: it is begun again. (If
+ * it did, the log does not fit to an empty store, and its owner will say so.) */
+static int begin_again(struct store *s, int rc, bool *fresh, struct err *e)
+{
+    char path[PATH_BYTES + 16];
+    snprintf(path, sizeof path, "%s/store/made", s->dir);
+    if (s->options.read_only || file_exists(path) || store_file_bytes(s) > NEW_STORE_BYTES_MAX)
+        return rc;
+    if (unlink(s->path) != 0)
+        return err_set_errno(e, errno, "cannot remove the unfinished %s", s->path);
+    *fresh = true;
+    return 0;
+}
+
 static int write_made(struct store *s, struct err *e)
 {
     char path[PATH_BYTES + 16];
@@ -383,6 +399,8 @@ int store_open(struct store **out, const char *dir, const struct store_options *
         rc = take_lock(s, e);
     if (rc == 0)
         rc = store_verify(s->path, &s->meta, &fresh, e);
+    if (rc == KITH_ECORRUPT)
+        rc = begin_again(s, rc, &fresh, e);
     if (rc == 0)
         rc = check_made(s, fresh, e);
     if (rc == 0 && fresh && s->options.read_only)
@@ -480,10 +498,11 @@ static int do_copy(void *arg)
     if (rc != 0)
         return rc;
     size_t skip = l->table == STORE_CHUNKS ? 0 : STORE_HASH_BYTES, n = l->found.mv_size - skip;
-    char *to = buf_reserve(l->out, n);
-    if (!to)
+    char *to = n ? buf_reserve(l->out, n) : NULL;
+    if (n && !to)
         return err_set(l->e, KITH_ENOMEM, "out of memory for a value of %zu bytes", n);
-    memcpy(to, (char *)l->found.mv_data + skip, n);
+    if (n)
+        memcpy(to, (char *)l->found.mv_data + skip, n);
     l->out->len += n;
     return 0;
 }

@@ -128,7 +128,7 @@ static int on_entry(void *arg, int fd, const struct lmdb_table *table, const voi
         return 0;
     store_key_decode(key, &a, &b);
     buf_clear(&v->buf);
-    char *p = buf_reserve(&v->buf, bytes);
+    char *p = buf_reserve(&v->buf, bytes + 1); /* an empty value is one, too */
     if (!p)
         return err_set(e, KITH_ENOMEM, "out of memory checking a value of %zu bytes", bytes);
     ssize_t got = file_pread_all(fd, p, bytes, offset, e);

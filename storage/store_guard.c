@@ -18,7 +18,6 @@ enum { MAPS_MAX = 256, MAP_PAGE_BYTES = 4096 };
 
 static struct map maps[MAPS_MAX];
 static pthread_mutex_t maps_lock = PTHREAD_MUTEX_INITIALIZER;
-static bool installed;
 static struct sigaction before;
 
 struct guard {
@@ -75,16 +74,23 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
         sigaction(signal, &before, NULL);
 }
 
+/* Puts the handler in place, also where somebody has set another one since. */
+static void install(void)
+{
+    struct sigaction now;
+    struct sigaction ours = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_NODEFER};
+    sigemptyset(&ours.sa_mask);
+    if (sigaction(SIGBUS, NULL, &now) == 0 && now.sa_sigaction != on_sigbus) {
+        before = now;
+        sigaction(SIGBUS, &ours, NULL);
+    }
+}
+
 int guard_map_add(const void *base, size_t bytes, _Atomic bool *healthy, struct err *e)
 {
     int rc = KITH_ELIMIT;
     pthread_mutex_lock(&maps_lock);
-    if (!installed) {
-        struct sigaction action = {.sa_sigaction = on_sigbus,
-                                   .sa_flags = SA_SIGINFO | SA_NODEFER};
-        sigemptyset(&action.sa_mask);
-        installed = sigaction(SIGBUS, &action, &before) == 0;
-    }
+    install();
     for (int i = 0; i < MAPS_MAX && rc != 0; i++) {
         if (atomic_load(&maps[i].bytes) != 0)
             continue;

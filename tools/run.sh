@@ -10,9 +10,9 @@ mkdir -p "$dir"
 log=$dir/kith.log
 
 echo "==> starting kith-server on port $port, data in $dir, log in $log"
-build/bin/kith-server --port "$port" --dir "$dir" --embedder "$model" --logfile "$log" &
+setsid build/bin/kith-server --port "$port" --dir "$dir" --embedder "$model" --logfile "$log" &
 server=$!
-# Ctrl-C reaches the server too: it saves and ends by itself, and we wait for it.
+# The server has a session of its own, so that Ctrl-C reaches it once, from here.
 trap 'kill -TERM $server 2>/dev/null || true; wait $server || true; exit 0' INT TERM
 
 for _ in $(seq 1 600); do

@@ -38,9 +38,13 @@ def repeat(short, long):
     return max(2, (long if LONG else short) // {"release": 1, "asan": 8, "tsan": 16}[VARIANT])
 
 
-def new_folder(name):
-    """A folder that stays when the test fails; see Server.__exit__."""
-    return Path(tempfile.mkdtemp(prefix=f"kith-{name}-"))
+def new_folder(name, disk=True):
+    """A folder that stays when the test fails; see Server.__exit__. Where a killed process is all that
+    happens the page cache is as good as the disk, so many short runs may take place in memory."""
+    memory = None
+    if not disk and os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 1 << 30:
+        memory = "/dev/shm"
+    return Path(tempfile.mkdtemp(prefix=f"kith-{name}-", dir=memory))
 
 
 class Error(str):

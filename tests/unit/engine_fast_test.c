@@ -45,8 +45,8 @@ static void write_q8_0(unsigned char *out, const float *x)
         out[2 + i] = (unsigned char)(int8_t)lrintf(scale > 0 ? x[i] / scale : 0);
 }
 
-/* Random weights around `center`; a few inputs are much larger than the rest, as in real
- * models. */
+/* Random weights around `center`. In norms (center 1) feature 5 is much larger than the rest,
+ * as a few features of real models are: codes that had to span it would be far too coarse. */
 static const struct tensor *add(struct model *m, enum tensor_type type, uint32_t n_in,
                                 uint32_t n_rows, float center, float spread)
 {
@@ -55,8 +55,9 @@ static const struct tensor *add(struct model *m, enum tensor_type type, uint32_t
     float *x = malloc(n * sizeof *x);
     assert_non_null(x);
     for (size_t i = 0; i < n; i++)
-        x[i] =
-            center + spread * ((float)rng_unit(&m->rng) * 2 - 1) * (i % n_in == 5 ? 4.0f : 1);
+        x[i] = center + spread * ((float)rng_unit(&m->rng) * 2 - 1);
+    if (center > 0)
+        x[5] *= 8;
     *t =
         (struct tensor){.type = type, .n_dims = n_rows > 1 ? 2 : 1, .ne = {n_in, n_rows, 1, 1}};
     if (type == TENSOR_Q8_0) {
@@ -159,14 +160,17 @@ static double cosine(const float *a, const float *b, uint32_t n)
     return ab / sqrt(aa * bb);
 }
 
+/* Over the texts of fewer than `below` tokens. */
 static double worst_cosine(const struct model *m, const struct bert_batch *batch,
-                           const float *vectors)
+                           const float *vectors, uint32_t below)
 {
     double worst = 1;
     uint32_t n_embd = m->bert.n_embd;
     float *expected = vectors_new(1, n_embd);
     for (uint32_t t = 0; t < batch->n_texts; t++) {
         uint32_t from = batch->offsets[t], to = batch->offsets[t + 1];
+        if (to - from >= below)
+            continue;
         assert_int_equal(
             bert_reference_forward(&m->bert, batch->ids + from, to - from, expected, NULL), 0);
         worst = fmin(worst, cosine(expected, vectors + (size_t)t * n_embd, n_embd));
@@ -176,15 +180,15 @@ static double worst_cosine(const struct model *m, const struct bert_batch *batch
 }
 
 static double run_and_compare(const struct model *m, enum bert_precision precision,
-                              const struct bert_batch *batch, unsigned threads)
+                              const struct bert_batch *batch, uint32_t below)
 {
     struct bert_fast *f;
     struct pool *pool;
     float *out = vectors_new(batch->n_texts, m->bert.n_embd);
     assert_int_equal(bert_fast_new(&f, &m->bert, precision, NULL), 0);
-    assert_int_equal(pool_new(&pool, threads, NULL), 0);
+    assert_int_equal(pool_new(&pool, 2, NULL), 0);
     assert_int_equal(bert_fast_forward(f, pool, batch, out, NULL), 0);
-    double worst = worst_cosine(m, batch, out);
+    double worst = worst_cosine(m, batch, out, below);
     bert_fast_free(f);
     pool_free(pool);
     free(out);
@@ -212,13 +216,18 @@ static void matches_the_reference(void **state)
                 if (engine_kernels_named(&k, isas[i], NULL) != 0)
                     continue;
                 setenv("KITH_KERNELS", isas[i], 1);
-                double f32 = run_and_compare(&m, BERT_F32, &texts.batch, 2);
-                double int8 = run_and_compare(&m, BERT_INT8, &texts.batch, 2);
-                double chosen = run_and_compare(&m, BERT_AUTO, &texts.batch, 2);
-                printf("%-6s n_embd %3u %-4s worst cosine f32 %.7f int8 %.6f\n", isas[i],
-                       shapes[s].n_embd, q8 ? "Q8_0" : "F32", f32, int8);
+                double f32 = run_and_compare(&m, BERT_F32, &texts.batch, UINT32_MAX);
+                double int8 = run_and_compare(&m, BERT_INT8, &texts.batch, UINT32_MAX);
+                double brief = run_and_compare(&m, BERT_INT8, &texts.batch, 12);
+                double chosen = run_and_compare(&m, BERT_AUTO, &texts.batch, UINT32_MAX);
+                printf("%-6s n_embd %3u %-4s worst cosine f32 %.7f int8 %.6f "
+                       "short %.9f\n",
+                       isas[i], shapes[s].n_embd, q8 ? "Q8_0" : "F32", f32, int8, brief);
                 assert_true(f32 > 0.999999);
-                assert_true(int8 > 0.999);
+                assert_true(int8 > 0.9995);
+                /* Short texts have a second plane of codes, which leaves the weights' error. */
+                if (q8)
+                    assert_true(brief < 1 && brief > 0.9999999);
                 assert_true(chosen == (q8 ? int8 : f32));
             }
             model_deinit(&m);
@@ -344,7 +353,7 @@ static void survives_exhausted_memory(void **state)
             assert_true(rc == 0 || rc == KITH_ENOMEM);
         }
         assert_true(n > 5);
-        assert_true(worst_cosine(&m, &texts.batch, out) > 0.999);
+        assert_true(worst_cosine(&m, &texts.batch, out, UINT32_MAX) > 0.999);
         bert_fast_free(f);
         pool_free(pool);
     }

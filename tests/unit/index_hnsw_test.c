@@ -18,7 +18,7 @@ static void build(struct fixture *f, const float *x)
 static void finds_what_is_near(void **state)
 {
     (void)state;
-    enum { N = 20000, DIM = 64, QUERIES = 100 };
+    enum { N = 20000 / SHRINK, DIM = 64, QUERIES = 100 };
     static const struct {
         uint32_t centres, ef;
         enum index_quant quant;
@@ -46,7 +46,7 @@ static void finds_what_is_near(void **state)
 static void recall_survives_churn(void **state)
 {
     (void)state;
-    enum { N = 4000, DIM = 32, QUERIES = 200, EF = 60 };
+    enum { N = 4000 / SHRINK, DIM = 32, QUERIES = 200, EF = 60 };
     for (uint32_t centres = 0; centres <= 40; centres += 40) {
         struct fixture f;
         /* Twice as many vectors as slots: what comes in is not what went. */

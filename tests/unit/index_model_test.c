@@ -172,15 +172,15 @@ static void operations(enum index_kind kind, enum index_quant quant, int steps)
 static void flat_is_the_model(void **state)
 {
     (void)state;
-    operations(INDEX_FLAT, INDEX_F32, 4000);
-    operations(INDEX_FLAT, INDEX_INT8, 4000);
+    operations(INDEX_FLAT, INDEX_F32, 4000 / SHRINK);
+    operations(INDEX_FLAT, INDEX_INT8, 4000 / SHRINK);
 }
 
 static void hnsw_is_near_the_model(void **state)
 {
     (void)state;
-    operations(INDEX_HNSW, INDEX_F32, 15000);
-    operations(INDEX_HNSW, INDEX_INT8, 15000);
+    operations(INDEX_HNSW, INDEX_F32, 15000 / SHRINK);
+    operations(INDEX_HNSW, INDEX_INT8, 15000 / SHRINK);
 }
 
 static void the_tail_says_when_it_is_full(void **state)
@@ -218,7 +218,7 @@ static void the_tail_says_when_it_is_full(void **state)
 static void memory_may_run_out_anywhere(void **state)
 {
     (void)state;
-    enum { N = 600, DIM = 12 };
+    enum { N = 600 / SHRINK, DIM = 12 };
     struct fixture f;
     float *x = vectors(&rng, N, DIM, 0);
     struct index_hit hits[10];
@@ -292,7 +292,7 @@ static void noise_in_the_records_is_survived(void **state)
     (void)state;
     enum { N = 500, DIM = 12, M = 5 };
     struct index_hit hits[2 * M > 50 ? 2 * M : 50];
-    for (int round = 0; round < 60; round++) {
+    for (int round = 0; round < 60 / SHRINK + 5; round++) {
         struct fixture f;
         struct err e = {0};
         float *x = vectors(&rng, N, DIM, 0);

@@ -139,6 +139,7 @@ static void refusals_have_redis_texts(void **state)
     (void)state;
     static const struct example bad[] = {
         {"*x\r\n", "!Protocol error: invalid multibulk length~"},
+        {"*1\r\n$1\r\na\r\n*x\r\n", "[a]!Protocol error: invalid multibulk length~"},
         {"*01\r\n", "!Protocol error: invalid multibulk length~"},
         {"*+1\r\n", "!Protocol error: invalid multibulk length~"},
         {"*-x\r\n", "!Protocol error: invalid multibulk length~"},
@@ -304,6 +305,7 @@ static void a_long_argument_is_linear(void **state)
     assert_int_equal(resp_reader_next(r, &roomy, &q, &e), RESP_REQUEST);
     assert_int_equal(q.argv[0].n, LONG);
     assert_true(resp_reader_idle(r));
+    assert_true(resp_reader_spare(r) <= 64 << 10); /* the memory went back */
     /* Quadratic would be 2048 copies of 16 MiB on the average: tens of seconds. */
     assert_true(clock_mono_us() - start_us < 5 * 1000 * 1000);
     resp_request_deinit(&q);

@@ -1,5 +1,5 @@
-/* Chunked arrays against plain arrays in memory: random writes, growth, checkpoints that commit or
- * fail, reopening; readers in threads; allocation failures at every place. */
+/* Chunked arrays against plain arrays in memory: random writes, growth, checkpoints that commit
+ * or fail, reopening; readers in threads; allocation failures at every place. */
 #include "tests/unit/storage_fixture.h"
 
 #include <pthread.h>
@@ -67,8 +67,8 @@ static void open_world(struct world *w)
     assert_int_equal(store_state(w->store).index, w->index);
     memcpy(w->now, w->stored, sizeof w->now);
     for (int a = 0; a < ARRAYS; a++)
-        assert_ok(chunks_open(&w->arrays[a], w->store, (uint32_t)a + 7, strides[a],
-                              w->now[a].n, &e));
+        assert_ok(
+            chunks_open(&w->arrays[a], w->store, (uint32_t)a + 7, strides[a], w->now[a].n, &e));
 }
 
 static void close_world(struct world *w)
@@ -162,7 +162,8 @@ static void test_model(void **unused)
     free(w);
 }
 
-/* --- readers in threads -------------------------------------------------------------------------- */
+/* --- readers in threads
+ * -------------------------------------------------------------------------- */
 
 enum { SHARED_N = 20000, SHARED_STRIDE = 64 };
 
@@ -277,7 +278,8 @@ static void test_readers(void **unused)
     test_remove(dir);
 }
 
-/* --- out of memory ------------------------------------------------------------------------------- */
+/* --- out of memory
+ * ------------------------------------------------------------------------------- */
 
 /* One life of a store with a few chunks; returns the first error. */
 static int small_life(const char *dir, uint32_t n_before, uint32_t *n_after)

@@ -1,10 +1,10 @@
 #pragma once
 /* What the storage tests share: a seed, a directory that goes away, and faults in system calls.
  *
- * The fault hooks define pwrite, fdatasync, fsync, fallocate, rename and open in the test program
- * itself, so that the linker prefers them to libc's, for our library and for LMDB's. Armed, the
- * n-th call of the chosen kinds, and all after it until disarmed, fail with an errno or end the
- * process. */
+ * The fault hooks define pwrite, fdatasync, fsync, fallocate, rename and open in the test
+ * program itself, so that the linker prefers them to libc's, for our library and for LMDB's.
+ * Armed, the n-th call of the chosen kinds, and all after it until disarmed, fail with an errno
+ * or end the process. */
 
 #include <dirent.h>
 #include <errno.h>
@@ -96,11 +96,11 @@ static inline void test_copy(const char *from, const char *to)
     closedir(d);
 }
 
-#define assert_ok(call)                                                                          \
-    do {                                                                                         \
-        int rc_ = (int)(call);                                                                   \
-        if (rc_ != 0)                                                                            \
-            fail_msg("%s: %d, %s", #call, rc_, e.message);                                       \
+#define assert_ok(call)                                                                        \
+    do {                                                                                       \
+        int rc_ = (int)(call);                                                                 \
+        if (rc_ != 0)                                                                          \
+            fail_msg("%s: %d, %s", #call, rc_, e.message);                                     \
     } while (0)
 
 #ifdef TEST_FAULTS
