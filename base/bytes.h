@@ -49,7 +49,8 @@ static inline void store_f32(void *p, float v)
 {
     memcpy(p, &v, sizeof v);
 }
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "kith runs on little-endian machines");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+               "kith runs on little-endian machines");
 
 /* A range of bytes that someone else owns. */
 struct slice {
@@ -86,7 +87,7 @@ void buf_u8(struct buf *b, uint8_t v);
 void buf_u32(struct buf *b, uint32_t v);
 void buf_u64(struct buf *b, uint64_t v);
 void buf_f32(struct buf *b, float v);
-void buf_varint(struct buf *b, uint64_t v); /* LEB128, at most 10 bytes */
+void buf_varint(struct buf *b, uint64_t v);             /* LEB128, at most 10 bytes */
 void buf_bytes(struct buf *b, const void *p, size_t n); /* varint length, then the bytes */
 void buf_consume(struct buf *b, size_t n);              /* drops the first n bytes */
 

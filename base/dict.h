@@ -2,10 +2,11 @@
 /* A hash table of intrusive nodes that grows a little at a time and can be walked by a cursor.
  *
  * The owner embeds struct dict_node, hashes and compares; the table only links. Growing and
- * shrinking move a few buckets at each insert and remove, so that no single call is long. A scan by
- * cursor returns every node that was there from its beginning to its end at least once, whatever
- * was inserted, removed or resized in between (the cursor counts with its bits reversed, so that a
- * bucket's successors after a resize are visited together). Thread: one owner. */
+ * shrinking move a few buckets at each insert and remove, so that no single call is long. A
+ * scan by cursor returns every node that was there from its beginning to its end at least once,
+ * whatever was inserted, removed or resized in between (the cursor counts with its bits
+ * reversed, so that a bucket's successors after a resize are visited together). Thread: one
+ * owner. */
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -37,8 +38,8 @@ static inline uint64_t dict_count(const struct dict *d)
 struct dict_node *dict_find(const struct dict *d, uint64_t hash,
                             bool (*equal)(const struct dict_node *n, const void *key),
                             const void *key);
-/* n->hash is set by the caller; the key must not be there yet. KITH_ENOMEM only for the very first
- * table; a later growth that gets no memory is tried again at the next insert. */
+/* n->hash is set by the caller; the key must not be there yet. KITH_ENOMEM only for the very
+ * first table; a later growth that gets no memory is tried again at the next insert. */
 int dict_insert(struct dict *d, struct dict_node *n);
 void dict_remove(struct dict *d, struct dict_node *n); /* n is in the table */
 

@@ -1,12 +1,12 @@
-/* The counter `now` starts at 1. A reader publishes the value of `now` it saw in its slot; 0 means
- * outside. What was unpublished before `now` was advanced to e+1 cannot be seen by a reader whose
- * slot is e+1 or more. So retire stamps with the value before its advance, and an item may go when
- * every slot is 0 or greater than its stamp.
+/* The counter `now` starts at 1. A reader publishes the value of `now` it saw in its slot; 0
+ * means outside. What was unpublished before `now` was advanced to e+1 cannot be seen by a
+ * reader whose slot is e+1 or more. So retire stamps with the value before its advance, and an
+ * item may go when every slot is 0 or greater than its stamp.
  *
- * Enter stores the slot and then must not let its later loads of shared pointers move before that
- * store: both are sequentially consistent, as are the writer's advance and its scan of the slots,
- * so one of the two sees the other (Dekker). ThreadSanitizer does not model fences; plain seq_cst
- * operations on the slots keep it exact. */
+ * Enter stores the slot and then must not let its later loads of shared pointers move before
+ * that store: both are sequentially consistent, as are the writer's advance and its scan of the
+ * slots, so one of the two sees the other (Dekker). ThreadSanitizer does not model fences;
+ * plain seq_cst operations on the slots keep it exact. */
 #include "base/epoch.h"
 
 #include <assert.h>
@@ -34,7 +34,8 @@ struct retired {
 };
 
 static _Atomic uint64_t now = 1;
-static _Atomic(struct slot *) slots; /* only grows: at most one a thread that ever lived at once */
+static _Atomic(struct slot *)
+    slots; /* only grows: at most one a thread that ever lived at once */
 static pthread_mutex_t retired_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct retired *retired_first, **retired_end = &retired_first;
 static pthread_key_t slot_key;

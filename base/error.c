@@ -5,8 +5,8 @@
 #include <string.h>
 
 static const char *const names[] = {
-    "ok",    "invalid", "no memory", "i/o error", "no space",  "corrupt", "not found",
-    "exists", "busy",   "closed",    "protocol",  "too large", "format",  "unsupported",
+    "ok",     "invalid", "no memory", "i/o error", "no space",  "corrupt", "not found",
+    "exists", "busy",    "closed",    "protocol",  "too large", "format",  "unsupported",
 };
 
 const char *err_name(int code)

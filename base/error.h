@@ -2,9 +2,9 @@
 /* One error space for the whole house.
  *
  * Functions that can fail return 0 or a negative code of this table, and leave a sentence for
- * people in a `struct err` the caller hands in (it may be NULL). errno, LMDB's and others' codes
- * are converted at the border, by the module that called them. A message says what was wrong and
- * what would be right; on the way up each level may put its own context before it.
+ * people in a `struct err` the caller hands in (it may be NULL). errno, LMDB's and others'
+ * codes are converted at the border, by the module that called them. A message says what was
+ * wrong and what would be right; on the way up each level may put its own context before it.
  *
  * Libraries never print, exit or abort on bad input. Assertions are for programmer errors only,
  * never for bytes from a client, a disk, a model file or a peer. */
@@ -13,11 +13,12 @@
 
 enum {
     KITH_OK = 0,
-    KITH_EINVAL = -1,   /* an argument is wrong */
-    KITH_ENOMEM = -2,   /* out of memory, or past a memory limit */
-    KITH_EIO = -3,      /* a system call failed for a reason of the device */
-    KITH_ENOSPC = -4,   /* no room left on the disk */
-    KITH_ECORRUPT = -5, /* stored bytes are not what was written: checksum or invariant broken */
+    KITH_EINVAL = -1, /* an argument is wrong */
+    KITH_ENOMEM = -2, /* out of memory, or past a memory limit */
+    KITH_EIO = -3,    /* a system call failed for a reason of the device */
+    KITH_ENOSPC = -4, /* no room left on the disk */
+    KITH_ECORRUPT =
+        -5, /* stored bytes are not what was written: checksum or invariant broken */
     KITH_ENOTFOUND = -6,
     KITH_EEXISTS = -7,
     KITH_EBUSY = -8,        /* in use, or a bounded queue is full */

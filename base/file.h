@@ -1,5 +1,6 @@
 #pragma once
-/* Files: whole reads and writes, directories made durable, and the one-owner lock. Thread: any. */
+/* Files: whole reads and writes, directories made durable, and the one-owner lock. Thread: any.
+ */
 
 #include <stdbool.h>
 #include <stddef.h>

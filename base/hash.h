@@ -1,6 +1,7 @@
 #pragma once
-/* XXH3 hashes (the only door to xxHash). Checksums on disk use seed 0 and the 64-bit form; model
- * files are named by the 128-bit form. Not cryptographic: never a defence against an attacker. */
+/* XXH3 hashes (the only door to xxHash). Checksums on disk use seed 0 and the 64-bit form;
+ * model files are named by the 128-bit form. Not cryptographic: never a defence against an
+ * attacker. */
 
 #include <stddef.h>
 #include <stdint.h>

@@ -10,10 +10,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-void *mem_alloc(size_t bytes);               /* NULL when out of memory */
-void *mem_calloc(size_t n, size_t bytes);    /* n * bytes, zeroed; NULL also on overflow */
-void *mem_alloc_n(size_t n, size_t bytes);   /* n * bytes; NULL also on overflow */
-void *mem_realloc(void *p, size_t bytes);    /* p is kept on failure */
+void *mem_alloc(size_t bytes);             /* NULL when out of memory */
+void *mem_calloc(size_t n, size_t bytes);  /* n * bytes, zeroed; NULL also on overflow */
+void *mem_alloc_n(size_t n, size_t bytes); /* n * bytes; NULL also on overflow */
+void *mem_realloc(void *p, size_t bytes);  /* p is kept on failure */
 void *mem_realloc_n(void *p, size_t n, size_t bytes);
 void *mem_alloc_aligned(size_t alignment, size_t bytes); /* freed by mem_free */
 char *mem_strdup(const char *s);

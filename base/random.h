@@ -1,6 +1,6 @@
 #pragma once
-/* A small fast generator (xoshiro256**, Blackman and Vigna 2018). Seeded, so that tests can print
- * a seed and repeat; not for secrets. Thread: one owner a state. */
+/* A small fast generator (xoshiro256**, Blackman and Vigna 2018). Seeded, so that tests can
+ * print a seed and repeat; not for secrets. Thread: one owner a state. */
 
 #include <stdint.h>
 

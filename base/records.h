@@ -1,9 +1,9 @@
 #pragma once
 /* Record arrays: fixed-size records behind a table of chunks.
  *
- * This is the shape that storage gives and the index uses; it stands on the floor so that neither
- * knows the other. Record i lies in chunk i / per_chunk, at (i % per_chunk) * stride: one load and
- * one multiplication more than a flat array.
+ * This is the shape that storage gives and the index uses; it stands on the floor so that
+ * neither knows the other. Record i lies in chunk i / per_chunk, at (i % per_chunk) * stride:
+ * one load and one multiplication more than a flat array.
  *
  *   table ──► [ptr][ptr][ 0 ][ptr] …      0: not looked at yet; records_at faults it in
  *               │    └──► chunk in the store's map, read-only: nothing to load at start
@@ -11,9 +11,9 @@
  *
  * Readers (records_at) take no lock and stand inside an epoch bracket: a pointer they got stays
  * readable until they leave, though it may go stale. The one owner (records_writable,
- * records_grow) holds the collection's lock. Fields that readers read while the owner writes must
- * be atomics of the reader's and owner's own; records_at orders the chunk's first contents before
- * its pointer. A record is zero until first written. */
+ * records_grow) holds the collection's lock. Fields that readers read while the owner writes
+ * must be atomics of the reader's and owner's own; records_at orders the chunk's first contents
+ * before its pointer. A record is zero until first written. */
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -25,9 +25,9 @@
 struct records;
 
 struct records_ops {
-    /* Slow path of records_at: gives the chunk's bytes (and publishes them in the table), or NULL
-     * when its checksum is wrong or memory is out (the reason goes into e). Thread: any, inside
-     * an epoch. */
+    /* Slow path of records_at: gives the chunk's bytes (and publishes them in the table), or
+     * NULL when its checksum is wrong or memory is out (the reason goes into e). Thread: any,
+     * inside an epoch. */
     const char *(*fault)(struct records *r, uint32_t chunk, struct err *e);
     /* See records_writable. */
     char *(*writable)(struct records *r, uint32_t i, struct err *e);
@@ -77,9 +77,9 @@ static inline const char *records_at(struct records *r, uint32_t i, struct err *
     return p + (size_t)(i - chunk * r->per_chunk) * r->stride;
 }
 
-/* The record i < n for writing: the first write to a chunk since the last checkpoint copies it to
- * the heap. The pointer is good until the next writable, grow or checkpoint of this array; do not
- * keep it. Thread: the owner. */
+/* The record i < n for writing: the first write to a chunk since the last checkpoint copies it
+ * to the heap. The pointer is good until the next writable, grow or checkpoint of this array;
+ * do not keep it. Thread: the owner. */
 static inline char *records_writable(struct records *r, uint32_t i, struct err *e)
 {
     return r->ops->writable(r, i, e);

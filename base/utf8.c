@@ -59,7 +59,8 @@ size_t utf8_decode(const char *s, size_t n, uint32_t *code_point)
         return 2;
     }
     if (p[0] < 0xf0 || n < 4) {
-        *code_point = (uint32_t)(p[0] & 0x0f) << 12 | (uint32_t)(p[1] & 0x3f) << 6 | (p[2] & 0x3f);
+        *code_point =
+            (uint32_t)(p[0] & 0x0f) << 12 | (uint32_t)(p[1] & 0x3f) << 6 | (p[2] & 0x3f);
         return 3;
     }
     *code_point = (uint32_t)(p[0] & 0x07) << 18 | (uint32_t)(p[1] & 0x3f) << 12 |

@@ -48,10 +48,8 @@ struct subject {
 
 #if defined(__x86_64__)
 #define ON(i, op) op " %%zmm12,%%zmm13,%%zmm" #i "\n\t"
-#define TWELVE(op)                                                                             \
-    ON(0, op)                                                                                  \
-    ON(1, op) ON(2, op) ON(3, op) ON(4, op) ON(5, op) ON(6, op) ON(7, op) ON(8, op) ON(9, op)  \
-        ON(10, op) ON(11, op)
+#define SIX(a, b, c, d, e, f, op) ON(a, op) ON(b, op) ON(c, op) ON(d, op) ON(e, op) ON(f, op)
+#define TWELVE(op) SIX(0, 1, 2, 3, 4, 5, op) SIX(6, 7, 8, 9, 10, 11, op)
 #define PEAK_LOOP(op, times)                                                                   \
     for (long i = 0; i < (times); i++)                                                         \
     __asm__ volatile(TWELVE(op)::                                                              \

@@ -38,8 +38,8 @@ struct bert {
     struct bert_layer *layers;
 };
 
-/* Finds and checks every tensor and key; an error names the tensor or key and what was expected.
- * b->layers is freed by bert_unbind. */
+/* Finds and checks every tensor and key; an error names the tensor or key and what was
+ * expected. b->layers is freed by bert_unbind. */
 int bert_bind(struct bert *b, const struct gguf *g, struct err *e);
 void bert_unbind(struct bert *b);
 
@@ -50,8 +50,9 @@ int bert_reference_forward(const struct bert *b, const int32_t *ids, uint32_t n_
 
 /* Several texts packed one after another, without padding. */
 struct bert_batch {
-    const int32_t *ids;      /* n_tokens */
-    const uint32_t *offsets; /* n_texts + 1: text t is ids[offsets[t]] .. ids[offsets[t + 1] - 1] */
+    const int32_t *ids; /* n_tokens */
+    const uint32_t
+        *offsets; /* n_texts + 1: text t is ids[offsets[t]] .. ids[offsets[t + 1] - 1] */
     uint32_t n_texts, n_tokens;
 };
 
@@ -59,7 +60,8 @@ struct bert_batch {
 enum bert_precision { BERT_AUTO, BERT_F32, BERT_INT8 };
 
 struct bert_fast;
-/* Repacks the weights for the kernels chosen for this machine; keeps b, which must outlive it. */
+/* Repacks the weights for the kernels chosen for this machine; keeps b, which must outlive it.
+ */
 int bert_fast_new(struct bert_fast **out, const struct bert *b, enum bert_precision precision,
                   struct err *e);
 void bert_fast_free(struct bert_fast *f);

@@ -1,7 +1,7 @@
 /* The fast forward pass.
  *
  * Everything but attention is local to a token. So a layer is two jobs of the pool, and a
- * forward pass of L layers has 2 L + 1 barriers:
+ * forward pass of L layers has 2 L + 2 with embedding and pooling:
  *
  *   rows      embeddings, LN                                    ┐
  *             quantize, qkv                                     ┘ first job
@@ -15,25 +15,28 @@
  * goes in groups of whole texts of about 512 tokens a thread, so that activations between jobs
  * stay in the shared cache and memory does not grow with the batch.
  *
- * Rejected: handing out whole texts, each through all layers without a barrier. It is as fast
- * for a large batch of equal texts and leaves threads idle for everything else.
+ * Rejected: handing out whole texts, each through all layers without a barrier. Threads would
+ * idle unless there are many texts of similar length, and one long text would run on one
+ * thread.
  *
- * Precision of the int8 path, measured on all-MiniLM-L6-v2 against the f32 original, one minus
- * the cosine in millionths, mean and worst over texts of 2-5 tokens, and of 8 and more:
+ * Precision of the int8 path, measured on all-MiniLM-L6-v2 against the f32 original: one minus
+ * the cosine in millionths, mean and worst over a few dozen mostly short texts, the hardest
+ * ones (the last line: over 657 texts of 2 to 450 tokens, odd characters and random ids among
+ * them).
  *
- *   Q8_0 weights, exact activations                        160 / 550      190 / 530
- *   + symmetric codes, a scale a row                      4000 / 19000   3000 / 10000
- *   + around the middle of the row                        1800 / 5900     900 / 2500
- *   + 4 outlier inputs a product in f32 (this file)        370 / 1190     300 / 560
- *   + a second plane of codes for texts below 12 tokens    160 / 550      300 / 560
+ *   Q8_0 weights, exact activations                          240 /    550
+ *   + symmetric codes, one scale a row                      3950 / 18,900
+ *   + codes around the middle of the row                    1820 /  5,600
+ *   + 4 outlier inputs a product as floats                   440 /  1,190
+ *   + a second plane of codes for texts below 12 tokens      220 /    700
  *
  * A few inputs of a product are ten times larger than the rest, always the same ones (input 99
  * of the residual stream, one or two neurons in each layer). They would set the scale of the
- * whole row. They are found at load by running a fixed sample of token ids (calibrate), and
- * enter the product as floats; all that a poor choice can cost is precision. Short texts have
- * few tokens to average the rounding over, so they get a second plane: what the first codes
- * left out is quantized again and multiplied as one more row. That depends on the text's length
- * alone, so a text has the same vector in whatever batch it comes. */
+ * whole row. They are found at load by running a fixed sample of token ids (bert_fast_new.c),
+ * and enter the product as floats; all that a poor choice can cost is precision. Short texts
+ * have few tokens to average the rounding over, so they get a second plane: what the first
+ * codes left out is quantized again and multiplied as one more row. That depends on the text's
+ * length alone, so a text has the same vector in whatever batch it comes. */
 
 #include <math.h>
 #include <string.h>

@@ -2,35 +2,36 @@
 /* The inner loops of the encoder, once for every instruction set.
  *
  * A table of plain functions: products of packed matrices, and the operations on one row of
- * activations that stand between products. They know no model, allocate nothing and cannot
- * fail.
+ * activations that stand between products. They know no model, allocate nothing, cannot fail.
  * `*_kernels.c` is compiled for scalar, AVX2 and AVX-512 (with VNNI); engine_kernels() picks
  * one table at start from what the processor has. KITH_KERNELS=scalar|avx2|avx512 asks for one
  * by name. The scalar variant is the oracle of the others.
  *
- * A packed matrix is cut into panels of `panel` output columns (two vectors). k runs down:
+ * A packed matrix is cut into panels of P = `panel` output columns (two vectors). k runs down:
  *
- *   f32 panel     k = 0   [w(0,k) w(1,k) ... w(panel-1,k)]
- *                 k = 1   [ ...                          ]        4 * panel * k bytes
+ *   f32 panel, 4 P bytes a line:
+ *      k = 0       [w(0,k) w(1,k) ... w(P-1,k)]
+ *      k = 1       [ ...                      ]
  *
- *   int8 panel, for each block of 32 inputs (36 * panel bytes):
- *                 k = 0..3   [w(0,0) w(0,1) w(0,2) w(0,3) | w(1,0) ... | ... w(panel-1,3)]
- *                 ...                                             8 such lines of 4 * panel
- * bytes k = 28..31 [ ...                              ] scales     [s(0) s(1) ... s(panel-1)]
- * f32       w = s * code, one scale a block
+ *   int8 panel, for each block of 32 inputs 8 lines of 4 P bytes, then the scales:
+ *      k = 0..3    [w(0,0) w(0,1) w(0,2) w(0,3) | w(1,0) ... | ... w(P-1,3)]
+ *      ...
+ *      k = 28..31  [w(0,28) ...                                           ]
+ *      scales      [s(0) s(1) ... s(P-1)]   f32; weight = s * w
  *
  * Four inputs of one column lie together because that is what one lane of VPDPBUSD takes. The
  * last panel is filled with zeros, and results are written panel by panel: rows of C have room
- * for n_panels * panel floats.
+ * for n_panels * P floats. Weight codes lie in -127 .. 127.
  *
  * Activations of the int8 product. A row x of n_in floats becomes unsigned codes around its
  * middle, x[k] = scale * code[k] + offset, plus N_SIDE floats that enter at full precision:
  *
- *   y[j] = scale * sum_blocks s[j] * sum_k code[k] q[j,k]  +  sum_t side[t] *
- * side_weights[t][j]
+ *   y[j] = scale * sum over blocks of s(j) * sum over k of code[k] w(j,k)
+ *          + sum over t of side[t] * side_weights[t][j]
  *
- *   side[0 .. 3]    what the codes leave out of the (up to) four outlier inputs; weights w(j,
- * o) side[SIDE_SUM]  offset; weights sum_k w(j,k) side[SIDE_BIAS] 1;      weights the bias
+ *   side[0 .. 3]     what the codes leave out of up to four outlier inputs; their weights
+ *   side[SIDE_SUM]   offset; the sum of the column's weights
+ *   side[SIDE_BIAS]  1; the bias
  *
  * The block sums are exact integers below 2^24, so all variants agree to float rounding.
  * Thread: all functions are pure but for their outputs. */

@@ -18,9 +18,8 @@
  * the fields change. So a worker that is asleep or was taken off its core never delays a job it
  * did not join, and the caller alone can finish any job.
  *
- * Rejected: a barrier that every worker must pass. It is simpler, but one worker without a core
- * then holds up every one of the dozen short jobs of a forward pass, which on a busy machine
- * doubled the time of a single query.
+ * Rejected: a barrier that every worker must pass. It is simpler, but one worker that has lost
+ * its core then holds up every one of the dozen short jobs of a forward pass.
  *
  * Sleeping. Both sides spin for a moment and then wait on a condition. The sleeper announces
  * itself (sleepers, caller_sleeps) before it looks at the state a last time under the lock, and

@@ -1,8 +1,8 @@
 #pragma once
-/* The compute pool: a fixed set of threads that run one parallel job at a time, together with the
- * caller. Workers spin for a moment after a job and then sleep, so that the many short jobs of a
- * forward pass start in about a microsecond and an idle engine uses no processor.
- * Thread: one caller at a time. */
+/* The compute pool: a fixed set of threads that run one parallel job at a time, together with
+ * the caller. Workers spin for a moment after a job and then sleep, so that the many short jobs
+ * of a forward pass start in about a microsecond and an idle engine uses no processor. Thread:
+ * one caller at a time. */
 
 #include <stdint.h>
 
@@ -13,8 +13,8 @@ struct pool;
 int pool_new(struct pool **out, unsigned n_threads, struct err *e);
 void pool_free(struct pool *p);
 unsigned pool_threads(const struct pool *p);
-/* Calls fn(arg, part, thread) for every part 0 .. n_parts-1, each once, on any thread; thread is
- * 0 .. pool_threads-1. Parts are taken in order from a shared counter, so that a slow core takes
- * fewer. Returns when all are done. */
+/* Calls fn(arg, part, thread) for every part 0 .. n_parts-1, each once, on any thread; thread
+ * is 0 .. pool_threads-1. Parts are taken in order from a shared counter, so that a slow core
+ * takes fewer. Returns when all are done. */
 void pool_run(struct pool *p, uint32_t n_parts,
               void (*fn)(void *arg, uint32_t part, unsigned thread), void *arg);

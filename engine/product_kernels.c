@@ -16,7 +16,7 @@
  * 12 integer and 12 float accumulators, 2 weights and the broadcast use 27 of the 32 registers.
  * The scale of 32 inputs is that of Q8_0 and is kept exactly: requantizing the weights to one
  * scale a row was tried and cost more accuracy (cosine 0.9957 on three-token texts) than the
- * eleventh of the time that the block scales take.
+ * ninth of the time that the block scales take.
  *
  * AVX2 has no VPDPBUSD, and VPMADDUBSW saturates at 16 bits: 255 * 127 * 2 does not fit. So the
  * codes become signed (code - 128, within +-127), their sign moves to the weights, and

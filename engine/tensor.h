@@ -1,9 +1,9 @@
 #pragma once
 /* A tensor as a model file stores it: a type, a shape, and bytes in the file's map.
  *
- * Shapes are GGUF's: ne[0] is the contiguous dimension (input features), ne[1] the number of rows
- * (output features). A Hugging Face weight [out, in] has ne = {in, out}. Block layouts are in
- * docs/design.md, "Weights". Thread: immutable after load. */
+ * Shapes are GGUF's: ne[0] is the contiguous dimension (input features), ne[1] the number of
+ * rows (output features). A Hugging Face weight [out, in] has ne = {in, out}. Block layouts are
+ * in docs/design.md, "Weights". Thread: immutable after load. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -11,10 +11,10 @@
 #include "base/error.h"
 
 enum tensor_type { /* the ids of GGUF */
-    TENSOR_F32 = 0,
-    TENSOR_F16 = 1,
-    TENSOR_Q8_0 = 8,
-    TENSOR_BF16 = 30
+                   TENSOR_F32 = 0,
+                   TENSOR_F16 = 1,
+                   TENSOR_Q8_0 = 8,
+                   TENSOR_BF16 = 30
 };
 
 enum { TENSOR_NAME_MAX = 64, TENSOR_DIMS_MAX = 4 };
@@ -24,7 +24,7 @@ struct tensor {
     enum tensor_type type;
     uint32_t n_dims;
     uint64_t ne[TENSOR_DIMS_MAX]; /* trailing dimensions are 1 */
-    const void *data;             /* Owns: the map of the model file; at least 32-byte aligned */
+    const void *data; /* Owns: the map of the model file; at least 32-byte aligned */
     size_t bytes;
 };
 

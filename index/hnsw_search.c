@@ -28,6 +28,7 @@ static int batch_distances(struct index *x, struct index_scratch *s, const struc
         prefetch_code(s->codes[i], bytes);
     }
     code_distances(q, s->codes, m, s->distances);
+    s->n_visits += m;
     return 0;
 }
 

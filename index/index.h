@@ -99,6 +99,8 @@ bool index_link_pending(const struct index *x);
 struct index_scratch;
 struct index_scratch *index_scratch_new(void); /* serves any index; grows as needed */
 void index_scratch_free(struct index_scratch *s);
+/* The codes that walks of graphs with this scratch have looked at so far. Its thread. */
+uint64_t index_scratch_visits(const struct index_scratch *s);
 
 /* Links one vector of the tail, unlinks one removed slot, or hands a batch of unlinked slots
  * back. Returns 1 when something was done, 0 when there is nothing to do now (what

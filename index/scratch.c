@@ -75,6 +75,11 @@ void index_scratch_free(struct index_scratch *s)
     mem_free(s);
 }
 
+uint64_t index_scratch_visits(const struct index_scratch *s)
+{
+    return s->n_visits;
+}
+
 static int fit_rows(struct index_scratch *s, uint32_t dim, struct err *e)
 {
     if (dim <= s->n_row)

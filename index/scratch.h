@@ -114,6 +114,7 @@ struct index_scratch {
     const struct code **codes, **kept;
     float *distances;
     size_t n_batch;
+    uint64_t n_visits;
     struct link_job *job; /* hnsw_link.c */
 };
 

@@ -18,8 +18,8 @@ struct blob {
 struct blob *blob_new(const void *p, size_t n); /* NULL when out of memory */
 struct blob *blob_ref(struct blob *b);
 void blob_unref(struct blob *b); /* NULL is fine */
-/* b with the bytes appended: b itself when nobody else holds it, else a copy (and b is released).
- * NULL when out of memory; then b is kept. */
+/* b with the bytes appended: b itself when nobody else holds it, else a copy (and b is
+ * released). NULL when out of memory; then b is kept. */
 struct blob *blob_append(struct blob *b, const void *p, size_t n);
 
 static inline struct slice blob_slice(const struct blob *b)

@@ -1,15 +1,14 @@
 /* The checkpoint: every change since the last one, and the log index they stand for, in one
  * transaction of the store.
  *
- *   1 freeze   shard's lock: keyspace and changed sets hand over what is dirty; L = newest index.
- *              Nothing is copied but a small record a set, so this is short.
- *   2 sync     the log is made durable up to L: the store never runs ahead of it.
- *   3 write    keys in small pieces (the lock is taken for each), sets without any lock.
- *   4 commit   the transaction, with L in it.
- *   5 settle   sets point at the new state in the map; the log before L may go.
+ *   1 freeze   shard's lock: keyspace and changed sets hand over what is dirty; L = newest
+ * index. Nothing is copied but a small record a set, so this is short. 2 sync     the log is
+ * made durable up to L: the store never runs ahead of it. 3 write    keys in small pieces (the
+ * lock is taken for each), sets without any lock. 4 commit   the transaction, with L in it. 5
+ * settle   sets point at the new state in the map; the log before L may go.
  *
- * When 2, 3 or 4 fails, what was handed over is dirty again and the next checkpoint takes it along;
- * the log keeps everything since the last good one, so nothing is lost but room. */
+ * When 2, 3 or 4 fails, what was handed over is dirty again and the next checkpoint takes it
+ * along; the log keeps everything since the last good one, so nothing is lost but room. */
 #include <stdio.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -60,9 +59,10 @@ void checkpoint_purge_later(struct shard *s, uint32_t set_id)
     s->checkpoint.purge[s->checkpoint.n_purge++] = set_id;
 }
 
-/* --- one checkpoint --------------------------------------------------------------------------- */
+/* --- one checkpoint
+ * --------------------------------------------------------------------------- */
 
-struct round { /* what one checkpoint took over */
+struct round {          /* what one checkpoint took over */
     struct vset **sets; /* frozen, counted */
     uint32_t n_sets;
     uint32_t *purge;
@@ -165,7 +165,8 @@ static int write_keys(struct shard *s, struct store_write *w, struct err *e)
     return rc;
 }
 
-/* A set dropped since the freeze is written all the same: the keys of this checkpoint name it. */
+/* A set dropped since the freeze is written all the same: the keys of this checkpoint name it.
+ */
 static int write_sets(struct round *r, struct store_write *w, struct err *e)
 {
     int rc = 0;
@@ -223,12 +224,14 @@ static int write_and_commit(struct shard *s, struct round *r, struct err *e)
     return store_commit(w, r->epoch, r->index, e);
 }
 
-/* Ids that are gone from the store leave the shard's list; those dropped meanwhile stand behind. */
+/* Ids that are gone from the store leave the shard's list; those dropped meanwhile stand
+ * behind. */
 static void forget_purged(struct shard *s, const struct round *r)
 {
     struct checkpoint_state *c = &s->checkpoint;
     c->n_purge -= r->n_purged;
-    memmove(c->purge, c->purge + r->n_purged, c->n_purge * sizeof *c->purge);
+    if (c->n_purge)
+        memmove(c->purge, c->purge + r->n_purged, c->n_purge * sizeof *c->purge);
 }
 
 int checkpoint_now(struct shard *s, struct err *e)
@@ -239,8 +242,9 @@ int checkpoint_now(struct shard *s, struct err *e)
     if (rc == 0)
         rc = write_and_commit(s, &r, e);
     bool committed = rc == 0;
-    /* A commit that cannot be shown to readers leaves them on the old state, which is still held:
-     * the sets keep their heap copies as if it had failed, and the next checkpoint repeats it. */
+    /* A commit that cannot be shown to readers leaves them on the old state, which is still
+     * held: the sets keep their heap copies as if it had failed, and the next checkpoint
+     * repeats it. */
     bool refreshed = committed && store_refresh(s->store, e) == 0;
     for (uint32_t i = 0; i < r.n_sets; i++)
         if (vset_frozen(r.sets[i]))
@@ -265,7 +269,8 @@ int checkpoint_now(struct shard *s, struct err *e)
     return rc;
 }
 
-/* --- when ------------------------------------------------------------------------------------- */
+/* --- when
+ * ------------------------------------------------------------------------------------- */
 
 static uint64_t dirty_bytes(struct shard *s)
 {

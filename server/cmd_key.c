@@ -65,8 +65,8 @@ static enum command_result run_rename(struct client *c)
 static enum command_result run_randomkey(struct client *c)
 {
     struct keyspace *ks = data_keyspace(c);
-    /* Expired keys that the timer has not reached yet are passed over; when there seem to be only
-     * those, the answer is none. */
+    /* Expired keys that the timer has not reached yet are passed over; when there seem to be
+     * only those, the answer is none. */
     for (int tries = 0; tries < 100; tries++) {
         struct key *k = keyspace_random(ks, c->db);
         if (!k)
@@ -80,7 +80,8 @@ static enum command_result run_randomkey(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- time to live ----------------------------------------------------------------------------- */
+/* --- time to live
+ * ----------------------------------------------------------------------------- */
 
 enum { IF_NX = 1, IF_XX = 2, IF_GT = 4, IF_LT = 8 };
 
@@ -137,8 +138,8 @@ static enum command_result expire_key(struct client *c, bool seconds, bool relat
         resp_int(c->out, 0);
         return COMMAND_DONE;
     }
-    bool done = at <= data_now_ms(c) ? data_delete(c, c->argv[1])
-                                     : data_expire(c, c->argv[1], at);
+    bool done =
+        at <= data_now_ms(c) ? data_delete(c, c->argv[1]) : data_expire(c, c->argv[1], at);
     if (done)
         resp_int(c->out, 1);
     return COMMAND_DONE;
@@ -192,7 +193,8 @@ static enum command_result run_pttl(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- listing ---------------------------------------------------------------------------------- */
+/* --- listing
+ * ---------------------------------------------------------------------------------- */
 
 struct listing {
     struct client *c;
@@ -292,12 +294,13 @@ static enum command_result run_scan(struct client *c)
     return reply_listing(c, &l);
 }
 
-/* --- whole databases -------------------------------------------------------------------------- */
+/* --- whole databases
+ * -------------------------------------------------------------------------- */
 
 static enum command_result flush(struct client *c, uint32_t db)
 {
-    if (c->argc > 2 || (c->argc == 2 && !slice_is(c->argv[1], "SYNC") &&
-                        !slice_is(c->argv[1], "ASYNC"))) {
+    if (c->argc > 2 ||
+        (c->argc == 2 && !slice_is(c->argv[1], "SYNC") && !slice_is(c->argv[1], "ASYNC"))) {
         reply_syntax_error(c);
         return COMMAND_DONE;
     }
@@ -320,7 +323,8 @@ static enum command_result run_flushall(struct client *c)
     return flush(c, EFFECT_ALL_DBS);
 }
 
-/* --- MEMORY and DEBUG ------------------------------------------------------------------------- */
+/* --- MEMORY and DEBUG
+ * ------------------------------------------------------------------------- */
 
 static enum command_result run_memory_usage(struct client *c)
 {
@@ -385,8 +389,8 @@ static const struct command debug_subcommands[] = {
     {"digest", 2, CMD_ADMIN | CMD_READONLY, 0, 0, 0, run_debug_digest, NULL, NULL, "server",
      "1.0.0", "O(N) with N all elements of all keys",
      "Returns a digest of all data: equal data gives equal digests.", ""},
-    {"reload", 2, CMD_ADMIN | CMD_READONLY | CMD_NO_MULTI, 0, 0, 0, run_debug_reload, NULL, NULL,
-     "server", "1.0.0", "O(N) with N the number of keys",
+    {"reload", 2, CMD_ADMIN | CMD_READONLY | CMD_NO_MULTI, 0, 0, 0, run_debug_reload, NULL,
+     NULL, "server", "1.0.0", "O(N) with N the number of keys",
      "Makes a checkpoint and loads all data from it again.", ""},
     {0},
 };
@@ -403,8 +407,9 @@ const struct command key_commands[] = {
      "cursor [MATCH pattern] [COUNT count] [TYPE type]"},
     {"type", 2, CMD_READONLY | CMD_FAST, 1, 1, 1, run_type, NULL, NULL, "generic", "1.0.0",
      "O(1)", "Returns what a key holds: string, vectorset or none.", "key"},
-    {"exists", -2, CMD_READONLY | CMD_FAST, 1, -1, 1, run_exists, NULL, NULL, "generic", "1.0.0",
-     "O(N) with N the number of keys", "Counts how many of the keys exist.", "key [key ...]"},
+    {"exists", -2, CMD_READONLY | CMD_FAST, 1, -1, 1, run_exists, NULL, NULL, "generic",
+     "1.0.0", "O(N) with N the number of keys", "Counts how many of the keys exist.",
+     "key [key ...]"},
     {"del", -2, CMD_WRITE, 1, -1, 1, run_del, NULL, NULL, "generic", "1.0.0",
      "O(N) with N the number of keys", "Deletes keys; returns how many there were.",
      "key [key ...]"},
@@ -419,15 +424,16 @@ const struct command key_commands[] = {
     {"pexpire", -3, CMD_WRITE | CMD_FAST, 1, 1, 1, run_pexpire, NULL, NULL, "generic", "2.6.0",
      "O(1)", "Sets a key's time to live in milliseconds.",
      "key milliseconds [NX | XX | GT | LT]"},
-    {"expireat", -3, CMD_WRITE | CMD_FAST, 1, 1, 1, run_expireat, NULL, NULL, "generic", "1.2.0",
-     "O(1)", "Sets when a key expires, in seconds since 1970.",
+    {"expireat", -3, CMD_WRITE | CMD_FAST, 1, 1, 1, run_expireat, NULL, NULL, "generic",
+     "1.2.0", "O(1)", "Sets when a key expires, in seconds since 1970.",
      "key unix-time-seconds [NX | XX | GT | LT]"},
     {"pexpireat", -3, CMD_WRITE | CMD_FAST, 1, 1, 1, run_pexpireat, NULL, NULL, "generic",
      "2.6.0", "O(1)", "Sets when a key expires, in milliseconds since 1970.",
      "key unix-time-milliseconds [NX | XX | GT | LT]"},
     {"persist", 2, CMD_WRITE | CMD_FAST, 1, 1, 1, run_persist, NULL, NULL, "generic", "2.2.0",
      "O(1)", "Takes a key's time to live away.", "key"},
-    {"ttl", 2, CMD_READONLY | CMD_FAST, 1, 1, 1, run_ttl, NULL, NULL, "generic", "1.0.0", "O(1)",
+    {"ttl", 2, CMD_READONLY | CMD_FAST, 1, 1, 1, run_ttl, NULL, NULL, "generic", "1.0.0",
+     "O(1)",
      "Returns a key's time to live in seconds; -1: it has none, -2: there is no such key.",
      "key"},
     {"pttl", 2, CMD_READONLY | CMD_FAST, 1, 1, 1, run_pttl, NULL, NULL, "generic", "2.6.0",

@@ -22,7 +22,8 @@ static bool too_long(struct client *c, size_t n)
     return true;
 }
 
-/* --- SET -------------------------------------------------------------------------------------- */
+/* --- SET
+ * -------------------------------------------------------------------------------------- */
 
 enum { SET_NX = 1, SET_XX = 2, SET_GET = 4, SET_KEEPTTL = 8, SET_EXPIRE = 16 };
 
@@ -31,7 +32,8 @@ struct set_options {
     int64_t expire_ms;
 };
 
-/* The absolute time of EX, PX, EXAT or PXAT; false (and an error replied) when it is no such. */
+/* The absolute time of EX, PX, EXAT or PXAT; false (and an error replied) when it is no such.
+ */
 static bool parse_expire(struct client *c, struct slice unit, struct slice value, int64_t *ms)
 {
     int64_t v;
@@ -86,8 +88,7 @@ static bool parse_set_options(struct client *c, struct set_options *o)
             return false;
         }
     }
-    return !time_at ||
-           parse_expire(c, c->argv[time_at], c->argv[time_at + 1], &o->expire_ms);
+    return !time_at || parse_expire(c, c->argv[time_at], c->argv[time_at + 1], &o->expire_ms);
 }
 
 static enum command_result run_set(struct client *c)
@@ -119,9 +120,9 @@ static enum command_result run_set(struct client *c)
         if (o.flags & SET_KEEPTTL)
             expire_ms = had ? k->expire_ms : 0;
         bool past = (o.flags & SET_EXPIRE) && expire_ms <= data_now_ms(c);
-        bool done = !past                     ? data_set(c, c->argv[1], c->argv[2], expire_ms)
-                    : had                     ? data_delete(c, c->argv[1])
-                                              : true;
+        bool done = !past ? data_set(c, c->argv[1], c->argv[2], expire_ms)
+                    : had ? data_delete(c, c->argv[1])
+                          : true;
         if (!done)
             return COMMAND_DONE;
     }
@@ -138,7 +139,8 @@ static enum command_result run_set(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- reading ---------------------------------------------------------------------------------- */
+/* --- reading
+ * ---------------------------------------------------------------------------------- */
 
 static enum command_result run_get(struct client *c)
 {
@@ -166,7 +168,8 @@ static enum command_result run_strlen(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- changing --------------------------------------------------------------------------------- */
+/* --- changing
+ * --------------------------------------------------------------------------------- */
 
 static enum command_result run_mset(struct client *c)
 {
@@ -266,8 +269,8 @@ static enum command_result run_decrby(struct client *c)
 }
 
 const struct command string_commands[] = {
-    {"set", -3, CMD_WRITE | CMD_DENYOOM, 1, 1, 1, run_set, NULL, NULL, "string", "1.0.0", "O(1)",
-     "Sets the string value of a key, whatever it held before, and its time to live.",
+    {"set", -3, CMD_WRITE | CMD_DENYOOM, 1, 1, 1, run_set, NULL, NULL, "string", "1.0.0",
+     "O(1)", "Sets the string value of a key, whatever it held before, and its time to live.",
      "key value [NX | XX] [GET] [EX seconds | PX milliseconds | EXAT unix-time-seconds | "
      "PXAT unix-time-milliseconds | KEEPTTL]"},
     {"get", 2, CMD_READONLY | CMD_FAST, 1, 1, 1, run_get, NULL, NULL, "string", "1.0.0", "O(1)",
@@ -294,8 +297,8 @@ const struct command string_commands[] = {
      "Takes a number from the integer value of a key; a missing key counts as 0.",
      "key decrement"},
     {"append", 3, CMD_WRITE | CMD_DENYOOM | CMD_FAST, 1, 1, 1, run_append, NULL, NULL, "string",
-     "2.0.0", "O(1) amortised", "Appends to the string value of a key, which is made if missing.",
-     "key value"},
+     "2.0.0", "O(1) amortised",
+     "Appends to the string value of a key, which is made if missing.", "key value"},
     {"strlen", 2, CMD_READONLY | CMD_FAST, 1, 1, 1, run_strlen, NULL, NULL, "string", "2.2.0",
      "O(1)", "Returns the length of the string value of a key in bytes.", "key"},
     {0},

@@ -2,8 +2,9 @@
 #include "server/data.h"
 #include "server/vset.h"
 
-/* EMBED's options stand before or after the texts; what stands after TEXTS is text whatever it says:
- *   EMBED [FORMAT FP32 | FORMAT VALUES] [TRUNCATE] [TEXTS] text [text ...] [same options] */
+/* EMBED's options stand before or after the texts; what stands after TEXTS is text whatever it
+ * says: EMBED [FORMAT FP32 | FORMAT VALUES] [TRUNCATE] [TEXTS] text [text ...] [same options]
+ */
 struct embed {
     int first, n;
     bool fp32, truncate;

@@ -22,7 +22,8 @@ static bool find_set(struct client *c, struct vset **v)
     return true;
 }
 
-/* --- VADD ------------------------------------------------------------------------------------- */
+/* --- VADD
+ * ------------------------------------------------------------------------------------- */
 
 struct vadd {
     struct vector_arg vector;
@@ -144,7 +145,8 @@ static enum command_result run_vrem(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- VSIM ------------------------------------------------------------------------------------- */
+/* --- VSIM
+ * ------------------------------------------------------------------------------------- */
 
 struct vsim {
     struct vset *set;
@@ -233,11 +235,8 @@ struct found {
 static int search_once(struct vsim *q, struct index_scratch *scratch, uint32_t k,
                        struct found *f, struct err *e)
 {
-    struct index_query query = {.vector = q->vector.values,
-                                .slot = q->slot,
-                                .k = k,
-                                .ef = q->ef,
-                                .exact = q->exact};
+    struct index_query query = {
+        .vector = q->vector.values, .slot = q->slot, .k = k, .ef = q->ef, .exact = q->exact};
     f->n = 0;
     buf_clear(&f->names);
     int64_t n = index_search(vset_index(q->set), scratch, &query, f->hits, e);
@@ -327,7 +326,8 @@ static enum command_result run_vsim(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- asking about a set or an element --------------------------------------------------------- */
+/* --- asking about a set or an element
+ * --------------------------------------------------------- */
 
 static enum command_result run_vcard(struct client *c)
 {
@@ -477,7 +477,8 @@ static enum command_result run_vinfo(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- VRANDMEMBER ------------------------------------------------------------------------------ */
+/* --- VRANDMEMBER
+ * ------------------------------------------------------------------------------ */
 
 static void reply_names(struct client *c, struct vset *v, const uint32_t *slots, uint32_t n,
                         bool single)
@@ -527,7 +528,8 @@ static enum command_result run_vrandmember(struct client *c)
     if (distinct && want > vset_count(v))
         want = vset_count(v);
     if (want > UINT32_MAX / sizeof(uint32_t)) {
-        resp_errorf(c->out, "ERR COUNT value is out of range: at most %zu elements are returned",
+        resp_errorf(c->out,
+                    "ERR COUNT value is out of range: at most %zu elements are returned",
                     UINT32_MAX / sizeof(uint32_t));
         return COMMAND_DONE;
     }
@@ -542,8 +544,8 @@ static enum command_result run_vrandmember(struct client *c)
 }
 
 const struct command vector_commands[] = {
-    {"vadd", -5, CMD_WRITE | CMD_DENYOOM, 1, 1, 1, run_vadd, vector_arg_texts, NULL, "vector_set",
-     "8.0.0", "O(log N) with N the elements of the set, in the background",
+    {"vadd", -5, CMD_WRITE | CMD_DENYOOM, 1, 1, 1, run_vadd, vector_arg_texts, NULL,
+     "vector_set", "8.0.0", "O(log N) with N the elements of the set, in the background",
      "Adds an element to a vector set, or replaces its vector. With TEXT the engine makes the "
      "vector and the text is kept with the element.",
      "key (FP32 blob | VALUES num vector [vector ...] | TEXT text) element [TRUNCATE] [CAS] "

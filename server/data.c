@@ -72,8 +72,7 @@ bool data_do(struct client *c, struct effect *f)
 
 bool data_set(struct client *c, struct slice name, struct slice value, int64_t expire_ms)
 {
-    struct effect f = {
-        .op = EFFECT_SET, .key = name, .value = value, .expire_ms = expire_ms};
+    struct effect f = {.op = EFFECT_SET, .key = name, .value = value, .expire_ms = expire_ms};
     return data_do(c, &f);
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-/* What the data commands (cmd_key.c, cmd_string.c, cmd_vector.c, cmd_text.c) share: finding keys of
- * a type in the client's database, and making effects. All with the shard entered. */
+/* What the data commands (cmd_key.c, cmd_string.c, cmd_vector.c, cmd_text.c) share: finding
+ * keys of a type in the client's database, and making effects. All with the shard entered. */
 
 #include <stdbool.h>
 #include <stdint.h>

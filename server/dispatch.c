@@ -534,7 +534,8 @@ void dispatch_run(struct connection *conn)
         if (!w->draining)
             read_ahead(conn, until_us);
     }
-    /* Not while something that was read is still to be run: what waits here must stay bounded. */
+    /* Not while something that was read is still to be run: what waits here must stay bounded.
+     */
     connection_want_read(conn, !queue_full(conn) && !conn->is_resume);
     connection_batch_end(conn);
 }

@@ -1,7 +1,7 @@
 #pragma once
-/* Effects: what happened, as bytes. The payload of a log record is one or more effects, and that is
- * all a restart or a replica needs: they hold no question, only the answer (a vector, not a text to
- * embed; an absolute time, not a time to live).
+/* Effects: what happened, as bytes. The payload of a log record is one or more effects, and
+ * that is all a restart or a replica needs: they hold no question, only the answer (a vector,
+ * not a text to embed; an absolute time, not a time to live).
  *
  *   record  = version u8 (1), then effects
  *   effect  = op u8, db varint, key bytes, then by op:
@@ -16,8 +16,9 @@
  *     VREM    element bytes
  *   bytes = varint length, then the bytes
  *
- * A new version of the record adds ops or fields under a new version number; old ones stay readable.
- * effect_do is the one way to change data: it applies to memory and, when that went well, encodes. */
+ * A new version of the record adds ops or fields under a new version number; old ones stay
+ * readable. effect_do is the one way to change data: it applies to memory and, when that went
+ * well, encodes. */
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -48,7 +49,7 @@ struct effect {
     /* VADD */
     enum index_quant quant;
     uint32_t m, ef, dim;
-    const void *vector; /* dim x f32, perhaps unaligned */
+    const void *vector;             /* dim x f32, perhaps unaligned */
     const struct vset_model *model; /* NULL: none */
     const struct slice *text;       /* NULL: none */
     /* What applying found out. */
@@ -57,8 +58,9 @@ struct effect {
 
 void effect_encode(struct buf *to, const struct effect *f);
 
-/* Decodes the next effect of a record (after its version byte); false at the end or when damaged
- * (then r->failed). The strings point into the record; model and text use the caller's storage. */
+/* Decodes the next effect of a record (after its version byte); false at the end or when
+ * damaged (then r->failed). The strings point into the record; model and text use the caller's
+ * storage. */
 struct effect_storage {
     struct vset_model model;
     struct slice text;
@@ -66,5 +68,6 @@ struct effect_storage {
 bool effect_decode(struct reader *r, struct effect *f, struct effect_storage *storage);
 
 struct shard;
-/* Applies and encodes. On an error nothing changed and nothing was encoded. Shard's lock held. */
+/* Applies and encodes. On an error nothing changed and nothing was encoded. Shard's lock held.
+ */
 int effect_do(struct shard *s, struct effect *f, struct err *e);

@@ -1,14 +1,16 @@
 #pragma once
-/* The keyspace: sixteen databases of keys in memory, with expiry, versions, and the list of what
- * changed since the last checkpoint.
+/* The keyspace: sixteen databases of keys in memory, with expiry, versions, and the list of
+ * what changed since the last checkpoint.
  *
- * Memory is the truth at run time. A key has a number (id) under which the store keeps its record;
- * names of any length and bytes are thus no matter to the store, and a new key is an append there.
+ * Memory is the truth at run time. A key has a number (id) under which the store keeps its
+ * record; names of any length and bytes are thus no matter to the store, and a new key is an
+ * append there.
  *
  * Dirty keys. key_touch, called before every change, puts the key into the current dirty set. A
- * checkpoint takes that set away whole (keyspace_freeze, no copying) and reads it in small pieces
- * with the lock given back in between (keyspace_drain); a key that is changed again meanwhile has
- * its old state captured by key_touch first. So what a checkpoint writes is the state at the freeze.
+ * checkpoint takes that set away whole (keyspace_freeze, no copying) and reads it in small
+ * pieces with the lock given back in between (keyspace_drain); a key that is changed again
+ * meanwhile has its old state captured by key_touch first. So what a checkpoint writes is the
+ * state at the freeze.
  *
  * Thread: all functions with the shard's lock held. */
 
@@ -30,11 +32,11 @@ struct dirty_entry;
 struct key {
     struct dict_node node; /* first */
     uint64_t id, version;
-    int64_t expire_ms;      /* wall time, 0: never */
-    uint64_t expire_at;     /* position in the expiry heap + 1, 0: not there */
+    int64_t expire_ms;         /* wall time, 0: never */
+    uint64_t expire_at;        /* position in the expiry heap + 1, 0: not there */
     uint64_t dirty_generation; /* of the dirty set it was last put in */
     struct dirty_entry *dirty; /* its place there */
-    uint32_t refs; /* the table and the dirty sets; the lock guards it */
+    uint32_t refs;             /* the table and the dirty sets; the lock guards it */
     uint32_t name_n;
     uint8_t db, type;
     bool deleted;
@@ -78,8 +80,8 @@ int keyspace_reserve_dirty(struct keyspace *ks, uint64_t n);
 /* Before a change: into the dirty set, a new version. */
 void key_touch(struct keyspace *ks, struct key *k);
 void key_set_string(struct keyspace *ks, struct key *k, struct blob *b); /* takes over b */
-/* Takes over v, which is in the store under set_id. What changes inside a set is the set's own to
- * track (server/vset.h); the key only says which set it is. */
+/* Takes over v, which is in the store under set_id. What changes inside a set is the set's own
+ * to track (server/vset.h); the key only says which set it is. */
 void key_set_vset(struct keyspace *ks, struct key *k, struct vset *v, uint32_t set_id);
 /* A change inside the set: a new version for WATCH, nothing for the store. */
 void key_changed_inside(struct keyspace *ks, struct key *k);
@@ -116,8 +118,8 @@ uint64_t keyspace_dirty_count(struct keyspace *ks);
 size_t keyspace_dirty_bytes(struct keyspace *ks);
 /* Takes the dirty set for a checkpoint; one at a time. */
 void keyspace_freeze(struct keyspace *ks);
-/* Up to max images of the frozen set; 0 when all were given. Names point at the keys, which stay
- * until keyspace_thaw. */
+/* Up to max images of the frozen set; 0 when all were given. Names point at the keys, which
+ * stay until keyspace_thaw. */
 uint64_t keyspace_drain(struct keyspace *ks, struct key_image *images, uint64_t max);
 /* The checkpoint is over; when it failed the frozen keys are dirty again. */
 void keyspace_thaw(struct keyspace *ks, bool committed);

@@ -1,7 +1,7 @@
-/* Link workers: threads that take new vectors from the tails of sets into their graphs, and finish
- * removals. Sets with work stand in one queue; workers go round it and do a few links of each, so
- * that one big import does not starve the others, and several workers may serve one set. They run
- * at a lower priority than those who answer clients. */
+/* Link workers: threads that take new vectors from the tails of sets into their graphs, and
+ * finish removals. Sets with work stand in one queue; workers go round it and do a few links of
+ * each, so that one big import does not starve the others, and several workers may serve one
+ * set. They run at a lower priority than those who answer clients. */
 #include <stdio.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -24,8 +24,8 @@ void linker_notify(void *arg, struct vset *v)
     pthread_mutex_unlock(&s->linker.lock);
 }
 
-/* The next set with work, counted; waits. It goes to the back of the queue at once, so that other
- * workers may serve it too. NULL when stopping. */
+/* The next set with work, counted; waits. It goes to the back of the queue at once, so that
+ * other workers may serve it too. NULL when stopping. */
 static struct vset *next_set(struct linker *l)
 {
     struct vset *v = NULL;
@@ -60,7 +60,8 @@ static void *link_main(void *arg)
         for (int i = 0; rc == 1 && i < LINKS_PER_TURN && !vset_dropped(v); i++)
             rc = vset_link(v, scratch, &e);
         if (rc < 0) {
-            log_warning("linking in vector set %u: %s; it is tried again", vset_id(v), e.message);
+            log_warning("linking in vector set %u: %s; it is tried again", vset_id(v),
+                        e.message);
             clock_sleep_us(DAMAGE_PAUSE_US);
         } else if (rc == 0) {
             clock_sleep_us(NOTHING_PAUSE_US); /* others are at the last pieces */

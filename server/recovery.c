@@ -41,7 +41,8 @@ void recovery_write_key(const struct key_image *k, struct buf *b)
 static int read_shard_record(struct shard *s, struct reader *r, struct err *e)
 {
     if (read_u8(r) != SHARD_RECORD_VERSION)
-        return err_set(e, KITH_EFORMAT, "the shard's record has a version this build does not read");
+        return err_set(e, KITH_EFORMAT,
+                       "the shard's record has a version this build does not read");
     keyspace_set_next_id(s->keyspace, read_u64(r));
     s->next_set_id = read_u32(r);
     uint32_t n = read_u32(r);

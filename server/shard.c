@@ -30,7 +30,8 @@ void shard_unlock(struct shard *s)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* --- entering and leaving --------------------------------------------------------------------- */
+/* --- entering and leaving
+ * --------------------------------------------------------------------- */
 
 /* Why no write can be taken now; 0 when it can. */
 static int admit_write(struct shard *s, size_t bytes, struct err *e)
@@ -56,8 +57,10 @@ enum command_result shard_enter(struct shard *s, struct client *c, unsigned flag
     if (checkpoint_behind(s)) {
         struct err why;
         if (shard_checkpoint_broken(s, &why)) {
-            resp_errorf(c->out, "MISCONF changes cannot be saved: %s; writes are refused until they can",
-                        why.message);
+            resp_errorf(
+                c->out,
+                "MISCONF changes cannot be saved: %s; writes are refused until they can",
+                why.message);
             *refused = true;
             return COMMAND_DONE;
         }
@@ -74,7 +77,8 @@ enum command_result shard_enter(struct shard *s, struct client *c, unsigned flag
         return COMMAND_WAIT;
     }
     if (rc != 0) {
-        resp_errorf(c->out, "MISCONF the log cannot be written: %s; writes are refused until it can",
+        resp_errorf(c->out,
+                    "MISCONF the log cannot be written: %s; writes are refused until it can",
                     e.message);
         *refused = true;
     }
@@ -113,7 +117,8 @@ void shard_wake_writers(struct shard *s)
         waitlist_wake_all(s->room);
 }
 
-/* --- the timer -------------------------------------------------------------------------------- */
+/* --- the timer
+ * -------------------------------------------------------------------------------- */
 
 static void expire_some(struct shard *s)
 {
@@ -164,7 +169,8 @@ uint64_t shard_used_memory(struct shard *s)
     return atomic_load_explicit(&s->used_memory, memory_order_relaxed);
 }
 
-/* --- figures ---------------------------------------------------------------------------------- */
+/* --- figures
+ * ---------------------------------------------------------------------------------- */
 
 static void count_vectors(void *arg, struct key *k)
 {
@@ -218,7 +224,8 @@ void shard_reset_stats(struct shard *s)
     shard_unlock(s);
 }
 
-/* --- opening and closing ---------------------------------------------------------------------- */
+/* --- opening and closing
+ * ---------------------------------------------------------------------- */
 
 static void released(void *arg)
 {

@@ -1,15 +1,16 @@
 #pragma once
 /* The shard: one range of hash slots, its keys, its owner, and the one write path.
  *
- * Its owner is whoever holds its lock: an I/O thread takes it at the first command of a pipelined
- * batch that touches data and gives it back at the end of the batch (worker_shard_* in net.c), so
- * that a batch costs one lock. There is one shard today; everything that would differ with
- * several goes through this struct.
+ * Its owner is whoever holds its lock: an I/O thread takes it at the first command of a
+ * pipelined batch that touches data and gives it back at the end of the batch (worker_shard_*
+ * in net.c), so that a batch costs one lock. There is one shard today; everything that would
+ * differ with several goes through this struct.
  *
  *   shard_enter   refuses writes that cannot be made durable (disk full, log failed, memory) or
  *                 says wait (too much unsaved); reserves log space
- *   the command   checks, and calls effect_* (server/effect.h): each changes memory and encodes itself
- *   shard_leave   appends what was encoded as one log record; the reply's gate is the newest index
+ *   the command   checks, and calls effect_* (server/effect.h): each changes memory and encodes
+ * itself shard_leave   appends what was encoded as one log record; the reply's gate is the
+ * newest index
  *
  * Thread: all functions with the lock held unless they say otherwise. */
 
@@ -26,15 +27,16 @@ struct client;
 void shard_lock(struct shard *s);   /* any thread, not re-entrant */
 void shard_unlock(struct shard *s); /* by the thread that locked */
 
-/* Before a command, or once before all commands of an EXEC with the sum of their bytes. COMMAND_DONE
- * with *refused set means that an error was replied and the command must not run; COMMAND_WAIT
- * that the client was parked. */
+/* Before a command, or once before all commands of an EXEC with the sum of their bytes.
+ * COMMAND_DONE with *refused set means that an error was replied and the command must not run;
+ * COMMAND_WAIT that the client was parked. */
 enum command_result shard_enter(struct shard *s, struct client *c, unsigned flags,
                                 size_t arg_bytes, bool *refused);
 /* After it. Returns the log index the reply must wait for (see net.c on the gate). */
 uint64_t shard_leave(struct shard *s);
 
-/* Another number after every change of the key, also when it came and went between: for WATCH. */
+/* Another number after every change of the key, also when it came and went between: for WATCH.
+ */
 uint64_t shard_key_version(struct shard *s, uint32_t db, struct slice key);
 
 /* For INFO, DBSIZE and the timer. */
@@ -51,15 +53,17 @@ struct shard_stats {
 };
 void shard_stats(struct shard *s, struct shard_stats *out); /* takes the lock itself */
 void shard_reset_stats(struct shard *s);                    /* likewise */
-uint64_t shard_used_memory(struct shard *s); /* of the allocator, sampled by the tick; no lock */
+uint64_t
+shard_used_memory(struct shard *s); /* of the allocator, sampled by the tick; no lock */
 
-/* The timer's work: expired keys, checkpoint planning, memory pressure. Ten times a second from the
- * first I/O thread, takes the lock itself. */
+/* The timer's work: expired keys, checkpoint planning, memory pressure. Ten times a second from
+ * the first I/O thread, takes the lock itself. */
 void shard_tick(struct shard *s);
 
 /* The newest log index that may be shown to clients; any thread, no lock. */
 uint64_t shard_released(const struct shard *s);
-/* Writes what the batch appended to the log (no-op with appendfsync always); any thread, no lock. */
+/* Writes what the batch appended to the log (no-op with appendfsync always); any thread, no
+ * lock. */
 void shard_flush(struct shard *s);
 
 struct shard_options {
@@ -75,15 +79,16 @@ struct shard_options {
     void (*on_fatal)(void *arg, const struct err *why);
     void *arg;
 };
-/* Opens the directory, recovers (checkpoint, then log), starts link workers and checkpointer. */
+/* Opens the directory, recovers (checkpoint, then log), starts link workers and checkpointer.
+ */
 int shard_open(struct shard **out, const struct shard_options *o, struct err *e);
 /* Final checkpoint unless `no_save`; stops the threads. Nobody may be inside. */
 int shard_close(struct shard *s, bool no_save, struct err *e);
 /* Settings that change at run time: appendfsync, checkpoint-*, maxmemory, link-threads... */
 void shard_configure(struct shard *s, const struct shard_options *o); /* takes the lock */
 
-/* Asks for a checkpoint and parks the client's waitlist until one that includes everything up to now
- * is committed. Returns a ticket for shard_checkpoint_done. */
+/* Asks for a checkpoint and parks the client's waitlist until one that includes everything up
+ * to now is committed. Returns a ticket for shard_checkpoint_done. */
 uint64_t shard_checkpoint_start(struct shard *s);
 /* 0: not yet; 1: committed; negative: it failed, e says why. */
 int shard_checkpoint_done(struct shard *s, uint64_t ticket, struct err *e);
@@ -95,8 +100,8 @@ struct waitlist *shard_checkpoint_waiters(struct shard *s);
 int shard_digest(struct shard *s, uint64_t out[2], struct err *e);
 int shard_reload(struct shard *s, struct client *c, struct err *e);
 
-/* Offline: everything of a data directory, nothing is changed. Returns the number of findings or a
- * negative code. */
+/* Offline: everything of a data directory, nothing is changed. Returns the number of findings
+ * or a negative code. */
 struct shard_check_report {
     void (*note)(void *arg, const char *where, const char *what);
     void (*progress)(void *arg, uint64_t n_elements); /* or NULL */

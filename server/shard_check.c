@@ -1,5 +1,5 @@
-/* The offline check of a data directory: the log's records, the store's pages and values, then what
- * they mean: keys, sets, names, texts, links. Nothing is written. */
+/* The offline check of a data directory: the log's records, the store's pages and values, then
+ * what they mean: keys, sets, names, texts, links. Nothing is written. */
 #include <stdio.h>
 
 #include "base/epoch.h"
@@ -93,7 +93,8 @@ int64_t shard_check(const char *dir, struct shard_check_report *report, struct e
     if (snprintf(path, sizeof path, "%s/kith.lock", dir) >= (int)sizeof path)
         return err_set(e, KITH_EINVAL, "the path is too long: %s", dir);
     if (!file_exists(path))
-        return err_set(e, KITH_ENOTFOUND, "%s is no kith data directory: it has no kith.lock", dir);
+        return err_set(e, KITH_ENOTFOUND, "%s is no kith data directory: it has no kith.lock",
+                       dir);
     int lock = file_lock(path, e);
     if (lock < 0)
         return err_wrap(e, "a server is running on %s", dir);

@@ -70,7 +70,8 @@ static int reload(struct shard *s, struct err *e)
     s->keyspace = fresh;
     c->n_sets = c->n_purge = 0;
     int rc = recovery_load(s, e);
-    /* Those that are put away are only let go: their arrays in the store belong to the others. */
+    /* Those that are put away are only let go: their arrays in the store belong to the others.
+     */
     s->keep_stored = true;
     keyspace_free(rc == 0 ? before : fresh);
     s->keep_stored = false;
@@ -86,7 +87,8 @@ static int reload(struct shard *s, struct err *e)
 int shard_reload(struct shard *s, struct client *c, struct err *e)
 {
     if (!all_is_in_the_store(s)) {
-        /* Onto the list first, so that a checkpoint that ends at once still wakes the client. */
+        /* Onto the list first, so that a checkpoint that ends at once still wakes the client.
+         */
         waitlist_add(s->checkpoint.waiters, client_ref(c));
         shard_checkpoint_start(s);
         return 0;

@@ -50,9 +50,9 @@ struct shard {
     struct keyspace *keyspace;
     uint64_t epoch;
     uint32_t next_set_id;
-    struct buf effects; /* of the running command */
-    int64_t now_ms;     /* the time all commands of a batch see */
-    bool keep_stored; /* a dropped set is only let go, not deleted from the store */
+    struct buf effects;    /* of the running command */
+    int64_t now_ms;        /* the time all commands of a batch see */
+    bool keep_stored;      /* a dropped set is only let go, not deleted from the store */
     struct waitlist *room; /* writers that wait for link workers or a checkpoint */
     _Atomic bool waiting_for_room;
     _Atomic bool failed; /* the log's sync failed: the process is about to end */
@@ -63,7 +63,7 @@ struct shard {
 };
 
 /* shard.c */
-void shard_wake_writers(struct shard *s); /* any thread */
+void shard_wake_writers(struct shard *s);                    /* any thread */
 struct shard *shard_allocate(const struct shard_options *o); /* nothing opened yet */
 void shard_release(struct shard *s); /* what is open of keyspace, sets, store and lock */
 
@@ -82,8 +82,8 @@ int checkpoint_start(struct shard *s, struct err *e);
 void checkpoint_stop(struct shard *s);
 void checkpoint_set_dirty(void *arg, struct vset *v); /* vset_options.on_dirty */
 void checkpoint_plan(struct shard *s);                /* from the tick, shard's lock held */
-/* Ids of dropped sets, to be deleted from the store in pieces. Room for one more set is reserved when
- * a set is made, so that dropping cannot fail. Shard's lock held. */
+/* Ids of dropped sets, to be deleted from the store in pieces. Room for one more set is
+ * reserved when a set is made, so that dropping cannot fail. Shard's lock held. */
 int checkpoint_purge_reserve(struct shard *s);
 void checkpoint_purge_later(struct shard *s, uint32_t set_id);
 /* Whether the last checkpoint failed, and why. */

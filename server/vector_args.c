@@ -77,9 +77,10 @@ static bool parse_values(struct client *c, int at, struct vector_arg *out)
         double v;
         struct slice a = c->argv[at + 1 + i];
         if (!arg_double(a, &v)) {
-            resp_errorf(c->out,
-                        "ERR invalid vector specification: component %lld is '%.*s', not a number",
-                        (long long)i, (int)(a.n < 32 ? a.n : 32), a.p);
+            resp_errorf(
+                c->out,
+                "ERR invalid vector specification: component %lld is '%.*s', not a number",
+                (long long)i, (int)(a.n < 32 ? a.n : 32), a.p);
             return false;
         }
         values[i] = (float)v;
@@ -129,15 +130,17 @@ bool vector_arg_fits(struct client *c, const struct vector_arg *a, struct vset *
     struct vset_model m = vset_model(v);
     if (a->text && m.name[0] &&
         (strcmp(m.hash, a->model.hash) != 0 || strcmp(m.pooling, a->model.pooling) != 0)) {
-        resp_errorf(c->out,
-                    "ERR the set's vectors were made by model '%s' (%s, pooling %s), the engine "
-                    "runs '%s' (%s, pooling %s): their vectors cannot be compared",
-                    m.name, m.hash, m.pooling, a->model.name, a->model.hash, a->model.pooling);
+        resp_errorf(
+            c->out,
+            "ERR the set's vectors were made by model '%s' (%s, pooling %s), the engine "
+            "runs '%s' (%s, pooling %s): their vectors cannot be compared",
+            m.name, m.hash, m.pooling, a->model.name, a->model.hash, a->model.pooling);
         return false;
     }
     uint32_t dim = vset_params(v)->dim;
     if (a->dim != dim) {
-        resp_errorf(c->out, "ERR Vector dimension mismatch - got %u but set has %u", a->dim, dim);
+        resp_errorf(c->out, "ERR Vector dimension mismatch - got %u but set has %u", a->dim,
+                    dim);
         return false;
     }
     return true;

@@ -127,7 +127,8 @@ void vset_dirtied(struct vset *v)
     }
 }
 
-/* --- opening ---------------------------------------------------------------------------------- */
+/* --- opening
+ * ---------------------------------------------------------------------------------- */
 
 /* The index hands a slot back: no reader can hold it any more. Owner's lock held. */
 static void slot_freed(void *arg, uint32_t slot)
@@ -139,10 +140,9 @@ static void slot_freed(void *arg, uint32_t slot)
 
 static int open_arrays(struct vset *v, const uint32_t counts[VSET_ARRAYS], struct err *e)
 {
-    const uint32_t strides[VSET_ARRAYS] = {index_code_stride(&v->params),
-                                           index_links_stride(&v->params),
-                                           index_upper_stride(&v->params), ELEM_BYTES,
-                                           NAME_UNIT_BYTES};
+    const uint32_t strides[VSET_ARRAYS] = {
+        index_code_stride(&v->params), index_links_stride(&v->params),
+        index_upper_stride(&v->params), ELEM_BYTES, NAME_UNIT_BYTES};
     for (int i = 0; i < VSET_ARRAYS; i++) {
         if (strides[i] == 0)
             continue;
@@ -293,7 +293,8 @@ int vset_load(struct vset **out, uint32_t id, const struct vset_options *o, stru
     return 0;
 }
 
-/* --- changing --------------------------------------------------------------------------------- */
+/* --- changing
+ * --------------------------------------------------------------------------------- */
 
 static uint64_t level_seed(struct slice name)
 {
@@ -321,7 +322,8 @@ static int take_slot(struct vset *v, uint32_t *slot, struct err *e)
     return 0;
 }
 
-/* Makes the records of a slot writable, so that retire_slot finds them so and cannot fail half way. */
+/* Makes the records of a slot writable, so that retire_slot finds them so and cannot fail half
+ * way. */
 static int prepare_retire(struct vset *v, uint32_t slot, struct err *e)
 {
     struct err local;
@@ -443,7 +445,8 @@ int vset_link(struct vset *v, struct index_scratch *s, struct err *e)
     return rc;
 }
 
-/* --- asking ----------------------------------------------------------------------------------- */
+/* --- asking
+ * ----------------------------------------------------------------------------------- */
 
 int vset_find(struct vset *v, struct slice name, uint32_t *slot, struct err *e)
 {
@@ -505,10 +508,9 @@ void vset_info(struct vset *v, struct vset_info *out)
                               .max_level = x.max_level};
     pthread_mutex_lock(&v->owner);
     out->max_uid = v->max_uid;
-    out->memory_bytes = sizeof *v + index_heap_bytes(v->index) +
-                        (size_t)v->table_size * sizeof *v->table +
-                        (size_t)v->free_cap * sizeof *v->free_slots + v->texts.bytes +
-                        v->texts_frozen.bytes;
+    out->memory_bytes =
+        sizeof *v + index_heap_bytes(v->index) + (size_t)v->table_size * sizeof *v->table +
+        (size_t)v->free_cap * sizeof *v->free_slots + v->texts.bytes + v->texts_frozen.bytes;
     for (int i = 0; i < VSET_ARRAYS; i++)
         if (v->arrays[i])
             out->memory_bytes += chunks_heap_bytes(v->arrays[i]);
@@ -550,7 +552,8 @@ int vset_digest(struct vset *v, uint64_t out[2], struct err *e)
     return rc;
 }
 
-/* --- checkpoint ------------------------------------------------------------------------------- */
+/* --- checkpoint
+ * ------------------------------------------------------------------------------- */
 
 int vset_freeze(struct vset *v, struct err *e)
 {
@@ -623,9 +626,8 @@ int64_t vset_purge(struct store_write *w, uint32_t id, uint64_t limit, struct er
     uint64_t done = 0;
     for (uint32_t i = 0; i < VSET_ARRAYS + 1 && (limit == 0 || done < limit); i++) {
         uint64_t left = limit ? limit - done : 0;
-        int64_t n = i < VSET_ARRAYS
-                        ? store_delete_all(w, STORE_CHUNKS, id * 8 + i, left, e)
-                        : store_delete_all(w, STORE_BLOBS, id, left, e);
+        int64_t n = i < VSET_ARRAYS ? store_delete_all(w, STORE_CHUNKS, id * 8 + i, left, e)
+                                    : store_delete_all(w, STORE_BLOBS, id, left, e);
         if (n < 0)
             return n;
         done += (uint64_t)n;

@@ -1,8 +1,8 @@
 #pragma once
 /* A vector set: named elements over an index, with their texts, and its place in the store.
  *
- * It joins the index (slots, vectors) with what the index does not know: element names, texts, the
- * model that made the vectors, and the five chunked arrays everything lives in:
+ * It joins the index (slots, vectors) with what the index does not know: element names, texts,
+ * the model that made the vectors, and the five chunked arrays everything lives in:
  *
  *   array 8*id+0  codes   the index's quantized vectors
  *   array 8*id+1  links   the index's level 0 links
@@ -17,10 +17,10 @@
  * An update of an element is a new slot and the removal of the old one. The table from names to
  * slots is in memory only; it is made from elems when the set is opened, in milliseconds.
  *
- * Threads. `owner` is the set's lock. Adding and removing need the shard's lock too (the order of
- * effects); link workers and the checkpointer take `owner` alone. vset_find needs the shard's lock;
- * searching and vset_name need an epoch bracket and a count (vset_ref), no lock. Lock order:
- * shard, then owner. */
+ * Threads. `owner` is the set's lock. Adding and removing need the shard's lock too (the order
+ * of effects); link workers and the checkpointer take `owner` alone. vset_find needs the
+ * shard's lock; searching and vset_name need an epoch bracket and a count (vset_ref), no lock.
+ * Lock order: shard, then owner. */
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -43,9 +43,11 @@ struct vset;
 struct vset_options {
     struct store *store;
     uint32_t tail_max;
-    /* Something is to be linked (or there is room again when `linked`): any lock may be held. */
+    /* Something is to be linked (or there is room again when `linked`): any lock may be held.
+     */
     void (*on_work)(void *arg, struct vset *v);
-    /* The set changed since its last freeze: called with its lock held, once until the freeze. */
+    /* The set changed since its last freeze: called with its lock held, once until the freeze.
+     */
     void (*on_dirty)(void *arg, struct vset *v);
     void *arg;
 };
@@ -66,8 +68,9 @@ struct vset_model vset_model(struct vset *v);
 struct index *vset_index(struct vset *v);
 uint32_t vset_count(struct vset *v);
 
-/* Shard's lock held. text NULL: none is kept (an older one is dropped). *added tells whether the
- * name is new. model NULL: the vector did not come from a text. Changes nothing on error. */
+/* Shard's lock held. text NULL: none is kept (an older one is dropped). *added tells whether
+ * the name is new. model NULL: the vector did not come from a text. Changes nothing on error.
+ */
 int vset_add(struct vset *v, struct slice name, const float *vector, const struct slice *text,
              const struct vset_model *model, bool *added, struct err *e);
 /* KITH_ENOTFOUND when there is no such element. */
@@ -77,10 +80,11 @@ int vset_find(struct vset *v, struct slice name, uint32_t *slot, struct err *e);
 /* Up to n slots of elements; distinct when `distinct` (then at most vset_count of them). */
 uint32_t vset_random(struct vset *v, uint32_t n, bool distinct, uint32_t *slots);
 
-/* The element's name, appended to out; false when the slot holds no element (any more). Inside the
- * epoch bracket in which the slot was found. */
+/* The element's name, appended to out; false when the slot holds no element (any more). Inside
+ * the epoch bracket in which the slot was found. */
 bool vset_name(struct vset *v, uint32_t slot, struct buf *out, struct err *e);
-/* Changes when an update replaced a slot by another: a search that saw it change looks again. */
+/* Changes when an update replaced a slot by another: a search that saw it change looks again.
+ */
 uint64_t vset_replacements(const struct vset *v);
 /* KITH_ENOTFOUND when the element has no text. */
 int vset_text(struct vset *v, uint32_t slot, struct buf *out, struct err *e);
@@ -94,15 +98,16 @@ void vset_info(struct vset *v, struct vset_info *out);
 /* Order-independent digest of names, vectors and texts. */
 int vset_digest(struct vset *v, uint64_t out[2], struct err *e);
 
-/* First-in-first-out queues of counted sets; a set stands at most once in each kind. No memory is
- * asked for. Thread: the queue's owner locks it. */
+/* First-in-first-out queues of counted sets; a set stands at most once in each kind. No memory
+ * is asked for. Thread: the queue's owner locks it. */
 enum vset_queue_kind { VSET_QUEUE_LINK, VSET_QUEUE_DIRTY, VSET_QUEUE_KINDS };
 struct vset_queue {
     enum vset_queue_kind kind;
     struct vset *first, *last;
 };
-void vset_queue_push(struct vset_queue *q, struct vset *v); /* takes a count; no-op when in one */
-struct vset *vset_queue_pop(struct vset_queue *q);          /* gives the count; NULL when empty */
+void vset_queue_push(struct vset_queue *q,
+                     struct vset *v);              /* takes a count; no-op when in one */
+struct vset *vset_queue_pop(struct vset_queue *q); /* gives the count; NULL when empty */
 void vset_queue_clear(struct vset_queue *q);
 
 /* Link workers: one piece of work; as index_link. */
@@ -115,10 +120,11 @@ void vset_settle(struct vset *v, bool committed);
 bool vset_frozen(struct vset *v); /* between freeze and settle; the checkpointer asks */
 size_t vset_dirty_bytes(struct vset *v);
 
-/* Everything a set of this number has in the store, at most `limit` values of it. Returns how many
- * were deleted (fewer than limit: it is gone), or a negative code. */
+/* Everything a set of this number has in the store, at most `limit` values of it. Returns how
+ * many were deleted (fewer than limit: it is gone), or a negative code. */
 int64_t vset_purge(struct store_write *w, uint32_t id, uint64_t limit, struct err *e);
 
-/* Invariants of names, slots and index; for kith-check and tests. Returns findings or a code. */
+/* Invariants of names, slots and index; for kith-check and tests. Returns findings or a code.
+ */
 int64_t vset_check(struct vset *v, void (*note)(void *arg, const char *what), void *arg,
                    struct err *e);

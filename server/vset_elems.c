@@ -1,14 +1,16 @@
 /* Slots, names, and the table from names to slots.
  *
- * A name of up to 32 bytes lies whole in its element record, so that a search's reply touches one
- * cache line a hit. A longer one goes on in a chain of 32-byte units of the names array; units are
- * fixed so that they never fragment, and the free ones are chained through their own next fields.
+ * A name of up to 32 bytes lies whole in its element record, so that a search's reply touches
+ * one cache line a hit. A longer one goes on in a chain of 32-byte units of the names array;
+ * units are fixed so that they never fragment, and the free ones are chained through their own
+ * next fields.
  *
  *   elem  { n=40, hash, more=7, state } "first 32 bytes of the na"     more - 1 = 6
  *   unit 6 { next=0 } "rest of it"
  *
- * A record is written before its slot is published (index_add) and not again before the index has
- * handed the slot back, which it does when no reader can hold it; so readers need no lock. */
+ * A record is written before its slot is published (index_add) and not again before the index
+ * has handed the slot back, which it does when no reader can hold it; so readers need no lock.
+ */
 #include "base/epoch.h"
 #include "base/hash.h"
 #include "base/mem.h"
@@ -39,7 +41,8 @@ static uint32_t hash_name(struct slice name)
     return (uint32_t)hash64(name.p, name.n);
 }
 
-/* --- name units ------------------------------------------------------------------------------- */
+/* --- name units
+ * ------------------------------------------------------------------------------- */
 
 static void free_units(struct vset *v, uint32_t first)
 {
@@ -97,7 +100,8 @@ static int write_units(struct vset *v, struct slice rest, uint32_t *first, struc
     return 0;
 }
 
-/* --- elements --------------------------------------------------------------------------------- */
+/* --- elements
+ * --------------------------------------------------------------------------------- */
 
 int elems_write(struct vset *v, uint32_t slot, struct slice name, bool text, struct err *e)
 {
@@ -192,9 +196,8 @@ bool vset_name(struct vset *v, uint32_t slot, struct buf *out, struct err *e)
     buf_append(out, el->prefix, prefix);
     uint32_t unit = el->more;
     for (size_t at = prefix; at < el->name_n; at += NAME_UNIT_DATA) {
-        const char *p = unit && unit <= records_count(names(v))
-                            ? records_at(names(v), unit - 1, e)
-                            : NULL;
+        const char *p =
+            unit && unit <= records_count(names(v)) ? records_at(names(v), unit - 1, e) : NULL;
         if (!p) {
             err_set(e, KITH_ECORRUPT, "the name of slot %u of vector set %u is damaged", slot,
                     v->id);
@@ -207,7 +210,8 @@ bool vset_name(struct vset *v, uint32_t slot, struct buf *out, struct err *e)
     return true;
 }
 
-/* --- the table -------------------------------------------------------------------------------- */
+/* --- the table
+ * -------------------------------------------------------------------------------- */
 
 static uint64_t entry_of(uint32_t hash, uint32_t slot)
 {
@@ -306,8 +310,8 @@ void table_replace(struct vset *v, struct slice name, uint32_t old, uint32_t slo
 
 void table_remove(struct vset *v, struct slice name, uint32_t slot)
 {
-    /* Knuth, The Art of Computer Programming 3, section 6.4, algorithm R: what follows in the run
-     * moves up where its home allows. */
+    /* Knuth, The Art of Computer Programming 3, section 6.4, algorithm R: what follows in the
+     * run moves up where its home allows. */
     uint32_t mask = v->table_size - 1, hole = position_of_slot(v, name, slot);
     for (uint32_t at = (hole + 1) & mask; v->table[at]; at = (at + 1) & mask) {
         uint32_t home = entry_home(v, v->table[at]);

@@ -1,6 +1,6 @@
 #pragma once
-/* The inside of a vector set, shared by vset.c (the whole), vset_elems.c (slots, names and their
- * table) and vset_texts.c (texts not yet in the store). No other file includes it. */
+/* The inside of a vector set, shared by vset.c (the whole), vset_elems.c (slots, names and
+ * their table) and vset_texts.c (texts not yet in the store). No other file includes it. */
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -55,8 +55,9 @@ struct vset {
     uint32_t free_unit; /* head of the free name units, unit + 1 */
     uint32_t *free_slots;
     uint32_t n_free, free_cap;
-    /* Names to slots: { u32 name hash, u32 slot + 1 }, 0 empty; open addressing, linear probing, no
-     * tombstones. The hash spares a look at the element for nearly every probe that fails. */
+    /* Names to slots: { u32 name hash, u32 slot + 1 }, 0 empty; open addressing, linear
+     * probing, no tombstones. The hash spares a look at the element for nearly every probe that
+     * fails. */
     uint64_t *table;
     uint32_t table_size; /* power of two, or 0 */
     struct texts texts, texts_frozen;

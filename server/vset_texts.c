@@ -1,4 +1,5 @@
-/* The texts of a set that are not in the store yet: kept or forgotten since the last checkpoint.
+/* The texts of a set that are not in the store yet: kept or forgotten since the last
+ * checkpoint.
  *
  * A reader looks here first, then among those the checkpoint under way is writing, then in the
  * store. `blob` NULL means forgotten. Two spare entries are reserved before a change begins, so

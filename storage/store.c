@@ -321,9 +321,9 @@ static int check_made(struct store *s, bool fresh, struct err *e)
     return 0;
 }
 
-/* A process that was killed while it made the store may leave a part of the first pages. Without
- * `made`, and no larger than a new store is, the file never held anything: it is begun again. (If
- * it did, the log does not fit to an empty store, and its owner will say so.) */
+/* A process that was killed while it made the store may leave a part of the first pages.
+ * Without `made`, and no larger than a new store is, the file never held anything: it is begun
+ * again. (If it did, the log does not fit to an empty store, and its owner will say so.) */
 static int begin_again(struct store *s, int rc, bool *fresh, struct err *e)
 {
     char path[PATH_BYTES + 16];

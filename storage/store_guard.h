@@ -24,7 +24,7 @@ int guarded(int (*fn)(void *arg), void *arg);
  * one. */
 void guard_escape(void);
 
-/* Registers an address range and sees to it that the handler is in place. KITH_ELIMIT when there
- * are too many. */
+/* Registers an address range and sees to it that the handler is in place. KITH_ELIMIT when
+ * there are too many. */
 int guard_map_add(const void *base, size_t bytes, _Atomic bool *healthy, struct err *e);
 void guard_map_remove(const void *base);

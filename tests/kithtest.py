@@ -9,6 +9,7 @@ import functools
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -421,6 +422,42 @@ class Server:
 
     def engine_pid(self):
         return int(self.info("engine").get("engine_pid", 0))
+
+
+running = []
+"""The servers of all Makers, for whoever wants to show their logs."""
+
+
+class Maker:
+    """Makes servers below a folder; finish() stops those that still run, and fails when one did
+    not end in order or a sanitizer spoke."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.made = []
+
+    def __call__(self, *options, start=True, **keywords):
+        s = Server(self.folder / f"server{len(self.made)}", *options, **keywords)
+        self.made.append(s)
+        running.append(s)
+        return s.start() if start else s
+
+    def finish(self):
+        problems = []
+        for s in self.made:
+            try:
+                if s.running:
+                    s.stop()
+                s.check_log()
+            except AssertionError as e:
+                problems.append(str(e))
+            finally:
+                if s.running:
+                    s.kill()
+                running.remove(s)
+        if not problems:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        assert not problems, "\n".join(problems)
 
 
 def run_program(name, *args, timeout=60.0, env=None, **options):

@@ -10,15 +10,16 @@ enum { EXIT_CLEAN = 0, EXIT_FINDINGS = 1, EXIT_USAGE = 2 };
 
 static void usage(FILE *to)
 {
-    fputs("usage: kith-check DIR\n"
-          "\n"
-          "Verifies every checksum and invariant of a kith data directory whose server is not\n"
-          "running: the log's records, the store's pages and values, keys, vector sets, names,\n"
-          "texts and links. Nothing is changed.\n"
-          "\n"
-          "Exit status: 0 clean, 1 something is wrong (each finding is a line: where: what),\n"
-          "2 the directory could not be checked.\n",
-          to);
+    fputs(
+        "usage: kith-check DIR\n"
+        "\n"
+        "Verifies every checksum and invariant of a kith data directory whose server is not\n"
+        "running: the log's records, the store's pages and values, keys, vector sets, names,\n"
+        "texts and links. Nothing is changed.\n"
+        "\n"
+        "Exit status: 0 clean, 1 something is wrong (each finding is a line: where: what),\n"
+        "2 the directory could not be checked.\n",
+        to);
 }
 
 static void note(void *arg, const char *where, const char *what)

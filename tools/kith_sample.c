@@ -1,5 +1,6 @@
-/* kith-sample: loads Markdown files into the vector set `docs`, a passage an element, and asks two
- * questions by meaning. It is what `make run` shows, and a small example of a client in C. */
+/* kith-sample: loads Markdown files into the vector set `docs`, a passage an element, and asks
+ * two questions by meaning. It is what `make run` shows, and a small example of a client in C.
+ */
 #include <errno.h>
 #include <hiredis/hiredis.h>
 #include <stdio.h>
@@ -61,8 +62,8 @@ static void add_passage(struct passages *p, const char *file, unsigned line, str
     buf_clear(text);
 }
 
-/* A passage ends at a heading, or at a blank line once it is long enough; code and tables stay with
- * the words around them. */
+/* A passage ends at a heading, or at a blank line once it is long enough; code and tables stay
+ * with the words around them. */
 static void split_file(struct passages *p, const char *file)
 {
     struct buf whole, text;
@@ -115,8 +116,8 @@ static redisReply *checked(redisContext *c, redisReply *r, const char *what)
 static void load(redisContext *c, const struct passages *p)
 {
     int64_t start = clock_mono_us();
-    printf("==> loading %zu passages of this project's documentation into the set \"%s\"\n", p->n,
-           set_name);
+    printf("==> loading %zu passages of this project's documentation into the set \"%s\"\n",
+           p->n, set_name);
     for (size_t done = 0; done < p->n;) {
         size_t batch = p->n - done < PIPELINE ? p->n - done : PIPELINE;
         for (size_t i = done; i < done + batch; i++)
@@ -153,8 +154,8 @@ static void ask(redisContext *c, const char *question)
     redisReply *r = checked(
         c, redisCommand(c, "VSIM %s TEXT %s WITHSCORES COUNT 2", set_name, question), "VSIM");
     double ms = (double)(clock_mono_us() - start) / 1e3;
-    printf("\n  %s%s%s   (%.1f ms)\n", colour ? "\033[1m" : "", question, colour ? "\033[0m" : "",
-           ms);
+    printf("\n  %s%s%s   (%.1f ms)\n", colour ? "\033[1m" : "", question,
+           colour ? "\033[0m" : "", ms);
     for (size_t i = 0; i + 1 < r->elements; i += 2) {
         printf("    %.4s  %s\n", r->element[i + 1]->str, r->element[i]->str);
         redisReply *text = checked(

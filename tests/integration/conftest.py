@@ -1,7 +1,6 @@
 """Fixtures: servers and clients. See tests/README.md."""
 
 import pathlib
-import shutil
 import sys
 
 import pytest
@@ -9,10 +8,9 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import kithtest  # noqa: E402
-from kithtest import Q8_MODEL, SLOWER, Server, wait_until  # noqa: E402
+from kithtest import Q8_MODEL, SLOWER, Maker, wait_until  # noqa: E402
 
 LOG_SHOWN = 6000
-running = []
 
 
 def pytest_report_header():
@@ -30,39 +28,8 @@ def pytest_runtest_makereport(item, call):
     """A failed test shows what its servers said."""
     report = (yield).get_result()
     if report.failed:
-        for s in running:
+        for s in kithtest.running:
             report.sections.append((f"log of {s.folder}", s.log(whole=True)[-LOG_SHOWN:]))
-
-
-class Maker:
-    """Makes servers and stops those that still run."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.made = []
-
-    def __call__(self, *options, start=True, **keywords):
-        s = Server(self.folder / f"server{len(self.made)}", *options, **keywords)
-        self.made.append(s)
-        running.append(s)
-        return s.start() if start else s
-
-    def finish(self):
-        problems = []
-        for s in self.made:
-            try:
-                if s.running:
-                    s.stop()
-                s.check_log()
-            except AssertionError as e:
-                problems.append(str(e))
-            finally:
-                if s.running:
-                    s.kill()
-                running.remove(s)
-        if not problems:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        assert not problems, "\n".join(problems)
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import subprocess
 
 import pytest
 
-from conftest import Maker
-from kithtest import NULL_ARRAY, ReplyError, Simple, Wire, encode, free_port, scaled, wait_until
+from kithtest import NULL_ARRAY, Maker, ReplyError, Simple, Wire, encode, free_port, scaled, wait_until
 
 INTENDED = {
     # The first words of a request: why its reply differs from that of Redis 7.0.

@@ -104,12 +104,12 @@ static void test_utf8(void **state)
         {"caf\xc3\xa9", 5, 5},
         {"\xe4\xb8\xad", 3, 3},
         {"\xf0\x9f\x98\x80", 4, 4},
-        {"a\xc0\xaf", 3, 1},             /* overlong */
-        {"\xe0\x80\x80", 3, 0},          /* overlong */
-        {"\xed\xa0\x80", 3, 0},          /* surrogate */
-        {"\xf4\x90\x80\x80", 4, 0},      /* above U+10FFFF */
-        {"\xf0\x9f\x98", 3, 0},          /* cut */
-        {"abcdefgh\x80", 9, 8},          /* lone continuation after a fast word */
+        {"a\xc0\xaf", 3, 1},        /* overlong */
+        {"\xe0\x80\x80", 3, 0},     /* overlong */
+        {"\xed\xa0\x80", 3, 0},     /* surrogate */
+        {"\xf4\x90\x80\x80", 4, 0}, /* above U+10FFFF */
+        {"\xf0\x9f\x98", 3, 0},     /* cut */
+        {"abcdefgh\x80", 9, 8},     /* lone continuation after a fast word */
         {"\xc3", 1, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
@@ -151,9 +151,13 @@ static void test_arena(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_varint_round_trip), cmocka_unit_test(test_reader_stops_at_the_end),
-        cmocka_unit_test(test_buffer_without_memory), cmocka_unit_test(test_consume_and_clear),
-        cmocka_unit_test(test_slices), cmocka_unit_test(test_utf8), cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_varint_round_trip),
+        cmocka_unit_test(test_reader_stops_at_the_end),
+        cmocka_unit_test(test_buffer_without_memory),
+        cmocka_unit_test(test_consume_and_clear),
+        cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_utf8),
+        cmocka_unit_test(test_arena),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -138,7 +138,7 @@ static void test_log_lines(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whole_files), cmocka_unit_test(test_directories),
+        cmocka_unit_test(test_whole_files),         cmocka_unit_test(test_directories),
         cmocka_unit_test(test_lock_has_one_holder), cmocka_unit_test(test_errors),
         cmocka_unit_test(test_log_lines),
     };

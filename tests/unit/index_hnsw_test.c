@@ -1,4 +1,5 @@
 /* What the graph finds, against the exact scan; what it keeps under churn; its corners. */
+#include "index/hnsw.h"
 #include "tests/unit/index_fixture.h"
 
 enum { SEED = 4711 };
@@ -243,6 +244,35 @@ static void links_are_shown(void **state)
     free(x);
 }
 
+/* A worker between prepare and commit may have chosen a slot that is removed meanwhile: here
+ * one that stands still there, which no pair of real threads does on demand. */
+static void slots_wait_for_jobs_under_way(void **state)
+{
+    (void)state;
+    enum { N = 50, DIM = 8 };
+    struct fixture f;
+    float *x = vectors(&rng, N, DIM, 0);
+    fixture_open(&f, INDEX_HNSW, INDEX_INT8, DIM, 4, 20, N);
+    build(&f, x);
+    struct link_job job = {.kind = LINK_INSERT, .start = ++f.index->job_clock};
+    f.index->jobs = &job;
+    assert_int_equal(fixture_remove(&f, 7), 0);
+    assert_int_equal(index_link(f.index, f.scratch, NULL), 1); /* unlinks */
+    assert_int_equal(index_link(f.index, f.scratch, NULL), 0); /* may not free */
+    assert_true(index_link_pending(f.index));
+    assert_int_equal(f.n_freed, 0);
+    assert_int_equal(fixture_add(&f, 7, x), KITH_EEXISTS);
+    f.index->jobs = NULL;
+    assert_int_equal(index_link(f.index, f.scratch, NULL), 1);
+    assert_int_equal(f.n_freed, 1);
+    assert_int_equal(f.freed[0], 7);
+    assert_int_equal(fixture_add(&f, 7, x), 0);
+    fixture_link_all(&f);
+    fixture_check(&f);
+    fixture_close(&f);
+    free(x);
+}
+
 int main(void)
 {
     printf("seed %d, kernels %s\n", SEED, index_kernels_name());
@@ -254,6 +284,7 @@ int main(void)
         cmocka_unit_test(equal_vectors_are_all_found),
         cmocka_unit_test(filters_and_limits),
         cmocka_unit_test(links_are_shown),
+        cmocka_unit_test(slots_wait_for_jobs_under_way),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -54,6 +54,8 @@ static void look(struct index_scratch *s, struct rng *r, struct index_hit *hits)
         assert(slot < N && (i == 0 || hits[i - 1].distance <= hits[i].distance));
         /* Gone before the search and not back since: it must not be among the hits. */
         assert(!(before[slot] % 2 == 1 && now == before[slot]));
+        for (int64_t k = 0; k < i; k++) /* met in the tail and again in the graph */
+            assert(hits[k].slot != slot);
         found |= slot == target;
     }
     epoch_exit();

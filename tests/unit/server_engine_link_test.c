@@ -105,6 +105,7 @@ static int be_the_engine(const char *model)
         .max_bulk_bytes = 1 << 26, .max_request_bytes = 1 << 26, .authenticated = true};
     struct buf out;
     buf_init(&out);
+    alarm(30); /* a child told to hang must not outlive a test that failed */
     if (strcmp(model, "broken") == 0) {
         buf_append_str(&out, "*2\r\n$4\r\nFAIL\r\n$8\r\nno magic\r\n");
         say(&out);

@@ -113,7 +113,8 @@ static void drain(struct world *w)
     }
     if (n > 0)
         return;
-    /* All given: the store must now be the state at the freeze. A failed commit leaves the old. */
+    /* All given: the store must now be the state at the freeze. A failed commit leaves the old.
+     */
     bool committed = rng_below(&w->r, 3) != 0;
     keyspace_thaw(w->ks, committed);
     w->freezing = false;

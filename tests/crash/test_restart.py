@@ -1,0 +1,121 @@
+"""How long a restart takes until the first search is answered: after a clean stop, with what the
+disk cached and without, and after kill -9 in the middle of adding and linking. bench/restart.py
+measures the full size (200,000 x 384, under one second is asked for); here a small one is held to
+the same second."""
+
+import os
+import time
+
+import numpy as np
+from crashlib import SEED, VARIANT, Server, check, new_folder, pack
+from kithtest import SLOWER
+
+KEY = b"vectors"
+
+
+def forget_cached(folder):
+    """Asks the kernel to drop the cached pages of the data files."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            fd = os.open(os.path.join(root, name), os.O_RDONLY)
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+def blob_of(v):
+    return np.ascontiguousarray(v, dtype="<f4").tobytes()
+
+
+class Build:
+    """A server with one vector set of seeded vectors."""
+
+    def __init__(self, n, dim, seed, *options):
+        rng = np.random.default_rng(seed)
+        self.vectors = rng.standard_normal((n, dim), dtype=np.float32)
+        self.folder = new_folder("restart")
+        self.server = Server(self.folder, *options)
+        self.acknowledged = 0
+
+    def add(self, upto, window=256):
+        conn = self.server.connect()
+        sent = self.acknowledged
+        while self.acknowledged < upto:
+            if sent < upto and sent - self.acknowledged <= window // 2:
+                end = min(upto, self.acknowledged + window)
+                conn.send(b"".join(pack("VADD", KEY, "FP32", blob_of(self.vectors[i]), b"e%d" % i) for i in range(sent, end)))
+                sent = end
+            conn.receive()
+            replies = conn.replies()
+            assert all(r == 1 for r in replies), replies[:3]
+            self.acknowledged += len(replies)
+        conn.close()
+
+    def wait_linked(self):
+        while int(self.server.info("vectors")["vectors_unlinked"]) > 0:
+            time.sleep(0.2)
+
+    def search(self, conn, i, *how):
+        return conn.call("VSIM", KEY, "FP32", blob_of(self.vectors[i]), "COUNT", 10, *how)
+
+    def restart_seconds(self):
+        """From the program's start to the first answer of a search, which must be right."""
+        start = time.perf_counter()
+        self.server.spawn()
+        while True:
+            try:
+                conn = self.server.connect()
+                break
+            except OSError:
+                assert self.server.process.poll() is None, self.server.log()
+                time.sleep(0.0005)
+        found = self.search(conn, 17)
+        seconds = time.perf_counter() - start
+        assert found and found[0] == b"e17", found
+        card = conn.ok("VCARD", KEY)
+        assert self.acknowledged <= card <= self.acknowledged + 256, (card, self.acknowledged)
+        for i in (0, self.acknowledged // 2, self.acknowledged - 1):
+            assert self.search(conn, i, "TRUTH")[0] == b"e%d" % i
+        hits = sum(self.search(conn, i)[0] == b"e%d" % i for i in range(0, self.acknowledged, self.acknowledged // 50))
+        assert hits >= 45, f"{hits} of 50 vectors are found by themselves"
+        conn.close()
+        return seconds
+
+
+def measure(n, dim, seed, *options, say=print):
+    """{what: seconds}"""
+    b = Build(n, dim, seed, *options)
+    out = {}
+    with b.server as s:
+        s.start()
+        start = time.perf_counter()
+        b.add(n // 2)
+        out["kill -9 while adding, half of it"] = None
+        s.kill()
+        out["kill -9 while adding, half of it"] = b.restart_seconds()
+        say(s.log())
+        b.add(n)
+        b.wait_linked()
+        out["(adding and linking all)"] = time.perf_counter() - start
+        s.stop()
+        out["clean stop"] = b.restart_seconds()
+        say(s.log())
+        s.stop()
+        forget_cached(s.data)
+        out["clean stop, nothing cached"] = b.restart_seconds()
+        s.kill()
+        out["kill -9 at rest"] = b.restart_seconds()
+        s.stop()
+        if VARIANT == "release":
+            code, said = check(s.data)
+            assert code == 0, said
+    return out
+
+
+def test_restart_to_first_search():
+    n = 20000 if VARIANT == "release" else 1500
+    times = measure(n, 64, SEED)
+    print(f"KITH_SEED={SEED}: {n} x 64: {({k: round(v, 3) for k, v in times.items()})}")
+    for what, seconds in times.items():
+        if not what.startswith("("):
+            assert seconds < 1.0 * SLOWER, f"{what}: {seconds:.3f} s"

@@ -1,0 +1,195 @@
+"""The network and the dispatcher: order, bounds, fairness, leaving at any point, stopping."""
+
+import random
+import socket
+import threading
+import time
+
+import pytest
+
+from kithtest import SLOWER, ReplyError, encode, scaled, wait_until
+
+
+def drain(sock):
+    """Reads and forgets until the other side closes."""
+    try:
+        while sock.recv(1 << 20):
+            pass
+    except OSError:
+        pass
+
+
+def test_ten_thousand_commands_in_one_write(server):
+    n = 10_000
+    with server.wire() as w:
+        data = encode("INCR", "n") * n
+        sender = threading.Thread(target=w.send_bytes, args=(data,))
+        sender.start()
+        assert [w.read() for _ in range(n)] == list(range(1, n + 1))
+        sender.join()
+
+
+def test_one_byte_at_a_time(server):
+    with server.wire() as w:
+        for byte in encode("ECHO", b"a\r\n\0b") + b'ECHO "a b"\r\n' + encode("PING"):
+            w.send_bytes(bytes([byte]))
+        assert [w.read() for _ in range(3)] == [b"a\r\n\0b", b"a b", "PONG"]
+
+
+def test_a_long_argument(server):
+    value = random.Random(7).randbytes(1 << 20) * scaled(64, 8)
+    with server.wire() as w:
+        assert w.cmd("SET", "long", value) == "OK"
+        assert w.cmd("GET", "long") == value
+        assert w.cmd("DEL", "long") == 1
+
+
+def test_slow_commands_of_one_client_leave_the_others_their_turn(make_server):
+    server = make_server("--io-threads", 1)
+    with server.wire() as slow, server.wire() as quick:
+        slow.send_bytes(encode("DEBUG", "SLEEP", "0.004") * 100)
+        worst, until = 0, time.monotonic() + 0.3
+        while time.monotonic() < until:
+            start = time.monotonic()
+            assert quick.cmd("PING") == "PONG"
+            worst = max(worst, time.monotonic() - start)
+        assert worst < 0.2 * SLOWER  # and not the 400 ms of all of them
+        assert [slow.read() for _ in range(100)] == ["OK"] * 100
+
+
+def test_a_client_that_does_not_read_is_closed(make_server):
+    server = make_server("--client-output-buffer-limit", "2mb")
+    with server.wire() as lazy, server.wire() as w:
+        w.cmd("SET", "k", "x" * 1_000_000)
+        lazy.send_bytes(encode("GET", "k") * 50)
+        wait_until(lambda: b"id=" in w.cmd("CLIENT", "LIST"), 5)
+        wait_until(lambda: w.cmd("CLIENT", "LIST").count(b"id=") == 1, 10 * SLOWER)
+        drain(lazy.sock)
+        assert w.cmd("PING") == "PONG"
+
+
+def test_an_idle_client_is_closed_and_too_many_are_refused(make_server):
+    server = make_server("--timeout", 1, "--maxclients", 3)
+    with server.wire() as w:
+        assert w.closed()
+    wires = [server.wire() for _ in range(3)]
+    assert [w.cmd("PING") for w in wires] == ["PONG"] * 3
+    with server.wire() as w:
+        assert w.read() == "ERR max number of clients reached"
+        assert w.closed()
+    for w in wires:
+        w.close()
+
+
+def test_a_half_closed_client_gets_its_replies(server):
+    with server.wire() as w:
+        w.send_bytes(encode("SET", "k", "v") + encode("GET", "k"))
+        w.sock.shutdown(socket.SHUT_WR)
+        assert [w.read(), w.read()] == ["OK", b"v"]
+        assert w.closed()
+
+
+def test_replies_keep_their_order_around_texts(text_server):
+    """A text waits for the engine; what was sent behind it waits for the text."""
+    n = scaled(300, 30)
+    with text_server.wire() as w:
+        w.cmd("SET", "n", 0)
+        requests = []
+        for i in range(n):
+            requests.append(("VADD", "v", "TEXT", f"the text number {i}", f"e{i}"))
+            requests.append(("INCR", "n"))
+        replies = w.cmds(requests)
+        assert replies[0::2] == [1] * n
+        assert replies[1::2] == list(range(1, n + 1))
+        w.send_bytes(encode("VCARD", "v") + encode("MULTI"))
+        w.send_bytes(encode("VADD", "v", "TEXT", "one more", "more") + encode("EXEC"))
+        assert [w.read() for _ in range(4)] == [n, "OK", "QUEUED", [1]]
+
+
+def test_a_refusal_keeps_its_place_behind_a_text(text_server):
+    with text_server.wire() as w:
+        w.send_bytes(encode("VADD", "v", "TEXT", "a text", "e") + b"*1\r\n+x\r\n")
+        assert w.read() == 1
+        assert w.read() == "ERR Protocol error: expected '$', got '+'"
+        assert w.closed()
+
+
+def test_without_an_engine_texts_are_refused_in_order(server):
+    with server.wire() as w:
+        replies = w.cmds([("INCR", "n"), ("VADD", "v", "TEXT", "a", "e"), ("INCR", "n")])
+        assert (replies[0], replies[2]) == (1, 2)
+        assert isinstance(replies[1], ReplyError) and replies[1].startswith("ENGINE no ")
+
+
+def test_monitor_shows_what_runs_until_reset(server):
+    with server.wire() as m, server.wire() as w:
+        assert m.cmd("MONITOR") == "OK"
+        w.cmd("ECHO", b'a"\x01b')
+        assert m.read().endswith('"ECHO" "a\\"\\x01b"')
+        m.send("RESET")
+        while m.read() != "RESET":
+            pass
+        w.cmd("PING")
+        assert m.cmd("ECHO", "mine") == b"mine"
+
+
+def leave_somewhere(server, rng, until):
+    """One client after the other that leaves in the middle of something."""
+    while time.monotonic() < until:
+        try:
+            with server.wire() as w:
+                what = rng.randrange(7)
+                if what == 0:
+                    w.send_bytes(encode("SET", "k", "x" * rng.randrange(100_000)) * 20)
+                elif what == 1:
+                    w.send_bytes(encode("GET", "k") * rng.randrange(1, 300))
+                elif what == 2:
+                    w.send_bytes(rng.randbytes(rng.randrange(1, 2000)))
+                elif what == 3:
+                    w.cmd("CLIENT", "SETNAME", f"n{what}")
+                    w.cmd("CLIENT", "LIST")
+                elif what == 4:
+                    w.cmd("CLIENT", "KILL", "ID", rng.randrange(1, 5000))
+                elif what == 5:
+                    w.send_bytes(encode("WATCH", "k") + encode("MULTI") + encode("INCR", "q"))
+                    w.send_bytes(encode("EXEC")[: rng.randrange(1, 14)])
+                else:
+                    w.send_bytes(encode("MONITOR") + encode("INCR", "z") * 100)
+        except OSError:
+            pass
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_clients_that_leave_at_any_point(make_server, threads):
+    server = make_server("--io-threads", threads)
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    until = time.monotonic() + 3
+    leavers = [
+        threading.Thread(target=leave_somewhere, args=(server, random.Random(seed + i), until))
+        for i in range(4)
+    ]
+    for t in leavers:
+        t.start()
+    for t in leavers:
+        t.join()
+
+    def alone():
+        with server.wire() as w:
+            return w.cmd("CLIENT", "LIST").count(b"id=") == 1
+
+    wait_until(alone, 10 * SLOWER, "the others to be gone")
+    with server.wire() as w:
+        assert b"blocked_clients:0\r\n" in w.cmd("INFO", "clients")
+
+
+def test_stopping_lets_replies_drain(make_server):
+    server = make_server()
+    n = 200
+    with server.wire() as w:
+        w.send_bytes(encode("INCR", "n") * n)
+        assert w.read() == 1  # the batch was read
+        server.signal(15)
+        assert [w.read() for _ in range(n - 1)] == list(range(2, n + 1))
+        assert w.closed()
+    assert server.wait() == 0
