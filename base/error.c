@@ -75,7 +75,12 @@ int err_wrap(struct err *e, const char *format, ...)
     va_start(ap, format);
     int n = vsnprintf(e->message, sizeof e->message, format, ap);
     va_end(ap);
-    if (n >= 0 && (size_t)n < sizeof e->message)
-        snprintf(e->message + n, sizeof e->message - (size_t)n, ": %s", old);
+    if (n >= 0 && (size_t)n + 3 < sizeof e->message) {
+        /* A message that is too long is cut: by hand, for the compiler warns of snprintf. */
+        size_t kept = strnlen(old, sizeof e->message - (size_t)n - 3);
+        memcpy(e->message + n, ": ", 2);
+        memcpy(e->message + n + 2, old, kept);
+        e->message[(size_t)n + 2 + kept] = '\0';
+    }
     return e->code;
 }

@@ -41,8 +41,7 @@ static int die(const char *what, const struct err *e)
     exit(1);
 }
 
-/* --- the log
- * ------------------------------------------------------------------------------------- */
+/* --- the log --- */
 
 struct load {
     struct wal *w;
@@ -138,8 +137,7 @@ static void bench_bound(const struct settings *s)
     printf("csv,disk,%.0f,%.0f\n", syncs, mb);
 }
 
-/* --- checkpoints
- * ---------------------------------------------------------------------------------- */
+/* --- checkpoints --- */
 
 enum { ARRAY = 1, STRIDE = 4096 };
 

@@ -31,7 +31,7 @@ void embedder_defaults(struct embedder_options *o)
                                    .max_queue_tokens = 1u << 20};
 }
 
-/* --- open --------------------------------------------------------------------------------- */
+/* --- open --- */
 
 static void copy_name(struct embedder_info *info, const struct gguf *g, const char *path)
 {
@@ -169,7 +169,7 @@ void embedder_stats(struct embedder *m, struct scheduler_stats *out)
     scheduler_stats(m->scheduler, out);
 }
 
-/* --- submit ------------------------------------------------------------------------------- */
+/* --- submit --- */
 
 /* The sequences of a request as they are made. */
 struct sequences {

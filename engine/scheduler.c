@@ -66,7 +66,7 @@ static uint32_t length_of(const struct request *r, uint32_t sequence)
     return r->offsets[sequence + 1] - r->offsets[sequence];
 }
 
-/* --- requests ----------------------------------------------------------------------------- */
+/* --- requests --- */
 
 struct length {
     uint32_t n_tokens, sequence;
@@ -142,7 +142,7 @@ static void finish(const struct scheduler *s, struct request *r, int code, const
     request_free(r);
 }
 
-/* --- a batch ------------------------------------------------------------------------------ */
+/* --- a batch --- */
 
 static int longest_slot_first(const void *a, const void *b)
 {
@@ -268,7 +268,7 @@ static uint32_t deliver(struct scheduler *s, const struct bert_batch *batch, int
     return n_answers;
 }
 
-/* --- the thread --------------------------------------------------------------------------- */
+/* --- the thread --- */
 
 static void run_batch(struct scheduler *s)
 {
@@ -322,7 +322,7 @@ static void *scheduler_main(void *arg)
     return NULL;
 }
 
-/* --- outside ------------------------------------------------------------------------------ */
+/* --- outside --- */
 
 static int init_lock(struct scheduler *s)
 {

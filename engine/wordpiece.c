@@ -55,7 +55,7 @@ struct wordpiece {
     bool lower, strip_accents;
 };
 
-/* --- the trie ----------------------------------------------------------------------------- */
+/* --- the trie --- */
 
 static uint32_t slot_of(uint32_t key, uint32_t mask)
 {
@@ -130,7 +130,7 @@ static int trie_add(struct wordpiece *w, uint32_t root, const char *piece, size_
     return 0;
 }
 
-/* --- loading ------------------------------------------------------------------------------ */
+/* --- loading --- */
 
 static bool begins_word(const char *s, size_t n)
 {
@@ -282,7 +282,7 @@ void wordpiece_free(struct wordpiece *w)
     mem_free(w);
 }
 
-/* --- encoding ----------------------------------------------------------------------------- */
+/* --- encoding --- */
 
 struct encoder {
     const struct wordpiece *w;

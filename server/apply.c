@@ -103,6 +103,7 @@ void shard_drop_vset(void *arg, struct vset *v)
 {
     struct shard *s = arg;
     vset_mark_dropped(v);
+    s->n_vectors -= vset_count(v);
     if (!s->keep_stored)
         checkpoint_purge_later(s, vset_id(v));
     vset_unref(v);
@@ -147,10 +148,12 @@ static int apply_vadd(struct shard *s, struct effect *f, struct err *e)
         return err_set(e, KITH_EINVAL, "Vector dimension mismatch - got %u but set has %u",
                        f->dim, vset_params(k->vset)->dim);
     int rc = vset_add(k->vset, f->value, f->vector, f->text, f->model, &f->added, e);
-    if (rc == 0)
+    if (rc == 0) {
         key_changed_inside(s->keyspace, k);
-    else if (made && keyspace_reserve_dirty(s->keyspace, 1) == 0)
+        s->n_vectors += f->added;
+    } else if (made && keyspace_reserve_dirty(s->keyspace, 1) == 0) {
         keyspace_delete(s->keyspace, made);
+    }
     return rc;
 }
 
@@ -164,6 +167,7 @@ static int apply_vrem(struct shard *s, struct effect *f, struct err *e)
     int rc = vset_remove(k->vset, f->value, e);
     if (rc != 0)
         return rc;
+    s->n_vectors--;
     if (vset_count(k->vset) == 0)
         keyspace_delete(s->keyspace, k); /* as with every collection, an empty one is no key */
     else

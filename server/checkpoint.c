@@ -59,8 +59,7 @@ void checkpoint_purge_later(struct shard *s, uint32_t set_id)
     s->checkpoint.purge[s->checkpoint.n_purge++] = set_id;
 }
 
-/* --- one checkpoint
- * --------------------------------------------------------------------------- */
+/* --- one checkpoint --- */
 
 struct round {          /* what one checkpoint took over */
     struct vset **sets; /* frozen, counted */
@@ -269,8 +268,7 @@ int checkpoint_now(struct shard *s, struct err *e)
     return rc;
 }
 
-/* --- when
- * ------------------------------------------------------------------------------------- */
+/* --- when --- */
 
 static uint64_t dirty_bytes(struct shard *s)
 {

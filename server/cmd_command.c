@@ -9,8 +9,7 @@
 #include "server/commands_shared.h"
 #include "server/glob.h"
 
-/* --- names
- * -------------------------------------------------------------------------------------- */
+/* --- names --- */
 
 void command_full_name(const struct command *c, char *out, size_t n)
 {
@@ -34,8 +33,7 @@ static const struct command *find_row(struct slice name, const struct command **
     return sub && sub->name ? sub : NULL;
 }
 
-/* --- flags and categories
- * ----------------------------------------------------------------------- */
+/* --- flags and categories --- */
 
 typedef void (*word_fn)(void *arg, const char *word);
 
@@ -104,8 +102,7 @@ static void put_words(struct resp_out out, const struct command *c,
     each(c, put_word, &put);
 }
 
-/* --- COMMAND and COMMAND INFO
- * -------------------------------------------------------------------- */
+/* --- COMMAND and COMMAND INFO --- */
 
 static void put_key_specs(struct resp_out out, const struct command *c)
 {
@@ -203,8 +200,7 @@ static enum command_result cmd_count(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- COMMAND DOCS
- * -------------------------------------------------------------------------------- */
+/* --- COMMAND DOCS --- */
 
 static void put_field(struct resp_out out, const char *name, const char *value)
 {
@@ -263,8 +259,7 @@ static enum command_result cmd_docs(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- COMMAND LIST
- * -------------------------------------------------------------------------------- */
+/* --- COMMAND LIST --- */
 
 struct list {
     struct resp_out out; /* a buffer of its own: the count comes first */
@@ -334,8 +329,7 @@ static enum command_result cmd_list(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- COMMAND GETKEYS
- * ------------------------------------------------------------------------------ */
+/* --- COMMAND GETKEYS --- */
 
 static enum command_result cmd_getkeys(struct client *c)
 {
@@ -364,8 +358,7 @@ static enum command_result cmd_getkeys(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- HELP of every container
- * ---------------------------------------------------------------------- */
+/* --- HELP of every container --- */
 
 static void upper(char *s)
 {
@@ -396,8 +389,7 @@ enum command_result reply_subcommands_help(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- the rows
- * ------------------------------------------------------------------------------------- */
+/* --- the rows --- */
 
 const struct command command_subcommands[] = {
     {.name = "count",

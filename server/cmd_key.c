@@ -80,8 +80,7 @@ static enum command_result run_randomkey(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- time to live
- * ----------------------------------------------------------------------------- */
+/* --- time to live --- */
 
 enum { IF_NX = 1, IF_XX = 2, IF_GT = 4, IF_LT = 8 };
 
@@ -193,8 +192,7 @@ static enum command_result run_pttl(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- listing
- * ---------------------------------------------------------------------------------- */
+/* --- listing --- */
 
 struct listing {
     struct client *c;
@@ -294,8 +292,7 @@ static enum command_result run_scan(struct client *c)
     return reply_listing(c, &l);
 }
 
-/* --- whole databases
- * -------------------------------------------------------------------------- */
+/* --- whole databases --- */
 
 static enum command_result flush(struct client *c, uint32_t db)
 {
@@ -323,8 +320,7 @@ static enum command_result run_flushall(struct client *c)
     return flush(c, EFFECT_ALL_DBS);
 }
 
-/* --- MEMORY and DEBUG
- * ------------------------------------------------------------------------- */
+/* --- MEMORY and DEBUG --- */
 
 static enum command_result run_memory_usage(struct client *c)
 {

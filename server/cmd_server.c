@@ -22,15 +22,14 @@
 #include "server/shard.h"
 #include "server/slowlog.h"
 
-/* --- INFO
- * --------------------------------------------------------------------------------------- */
+/* --- INFO --- */
 
 static enum command_result cmd_info(struct client *c)
 {
     struct buf text;
     buf_init(&text);
     worker_leave_shard(c);
-    info_write(c->server, c->argv + 1, c->argc - 1, &text);
+    info_write(c->server, c->argv + 1, c->argc - 1, c->in_exec, &text);
     if (text.failed)
         resp_error(c->out, "OOM out of memory");
     else
@@ -39,8 +38,7 @@ static enum command_result cmd_info(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- CONFIG
- * ------------------------------------------------------------------------------------- */
+/* --- CONFIG --- */
 
 struct pairs {
     struct resp_out out; /* to a buffer of its own: the count comes first */
@@ -115,8 +113,7 @@ static enum command_result cmd_config_resetstat(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- SLOWLOG
- * ------------------------------------------------------------------------------------ */
+/* --- SLOWLOG --- */
 
 static void begin_entries(void *arg, int64_t n)
 {
@@ -164,8 +161,7 @@ static enum command_result cmd_slowlog_reset(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- saving and stopping
- * ------------------------------------------------------------------------ */
+/* --- saving and stopping --- */
 
 /* Waits for a checkpoint of everything up to the first call. COMMAND_DONE: *rc says how it
  * went. */
@@ -219,7 +215,7 @@ static enum command_result cmd_lastsave(struct client *c)
 {
     struct shard_stats stats;
     worker_leave_shard(c);
-    shard_stats(c->server->shard, &stats);
+    shard_stats(c->server->shard, &stats, c->in_exec);
     resp_int(c->out, stats.last_checkpoint_unix_s > 0 ? stats.last_checkpoint_unix_s
                                                       : c->server->started_unix_s);
     return COMMAND_DONE;
@@ -264,8 +260,7 @@ static enum command_result cmd_shutdown(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- small ones
- * --------------------------------------------------------------------------------- */
+/* --- small ones --- */
 
 static enum command_result cmd_monitor(struct client *c)
 {
@@ -326,8 +321,7 @@ enum command_result debug_sleep(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- the rows
- * ------------------------------------------------------------------------------------ */
+/* --- the rows --- */
 
 #define ALWAYS CMD_LOADING | CMD_NO_MULTI
 #define ADMIN CMD_ADMIN | CMD_LOADING | CMD_NO_MULTI
@@ -488,7 +482,7 @@ const struct command server_commands[] = {
      .summary = "A container for commands about settings."},
     {.name = "info",
      .arity = -1,
-     .flags = ALWAYS,
+     .flags = CMD_LOADING,
      .run = cmd_info,
      .group = "server",
      .since = "1.0.0",
@@ -497,7 +491,7 @@ const struct command server_commands[] = {
      .syntax = "[section [section ...]]"},
     {.name = "lastsave",
      .arity = 1,
-     .flags = CMD_LOADING | CMD_FAST | CMD_NO_MULTI,
+     .flags = CMD_LOADING | CMD_FAST,
      .run = cmd_lastsave,
      .group = "server",
      .since = "1.0.0",

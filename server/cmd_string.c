@@ -22,8 +22,7 @@ static bool too_long(struct client *c, size_t n)
     return true;
 }
 
-/* --- SET
- * -------------------------------------------------------------------------------------- */
+/* --- SET --- */
 
 enum { SET_NX = 1, SET_XX = 2, SET_GET = 4, SET_KEEPTTL = 8, SET_EXPIRE = 16 };
 
@@ -139,8 +138,7 @@ static enum command_result run_set(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- reading
- * ---------------------------------------------------------------------------------- */
+/* --- reading --- */
 
 static enum command_result run_get(struct client *c)
 {
@@ -168,8 +166,7 @@ static enum command_result run_strlen(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- changing
- * --------------------------------------------------------------------------------- */
+/* --- changing --- */
 
 static enum command_result run_mset(struct client *c)
 {

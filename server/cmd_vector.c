@@ -22,8 +22,7 @@ static bool find_set(struct client *c, struct vset **v)
     return true;
 }
 
-/* --- VADD
- * ------------------------------------------------------------------------------------- */
+/* --- VADD --- */
 
 struct vadd {
     struct vector_arg vector;
@@ -145,8 +144,7 @@ static enum command_result run_vrem(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- VSIM
- * ------------------------------------------------------------------------------------- */
+/* --- VSIM --- */
 
 struct vsim {
     struct vset *set;
@@ -326,8 +324,7 @@ static enum command_result run_vsim(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- asking about a set or an element
- * --------------------------------------------------------- */
+/* --- asking about a set or an element --- */
 
 static enum command_result run_vcard(struct client *c)
 {
@@ -477,8 +474,7 @@ static enum command_result run_vinfo(struct client *c)
     return COMMAND_DONE;
 }
 
-/* --- VRANDMEMBER
- * ------------------------------------------------------------------------------ */
+/* --- VRANDMEMBER --- */
 
 static void reply_names(struct client *c, struct vset *v, const uint32_t *slots, uint32_t n,
                         bool single)

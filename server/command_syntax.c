@@ -216,8 +216,7 @@ struct syntax *syntax_parse(struct arena *a, const char *text)
     return syntax->first && !s.failed ? syntax : NULL;
 }
 
-/* --- writing
- * ------------------------------------------------------------------------------------ */
+/* --- writing --- */
 
 static const char *type_of(const struct node *n, bool has_keys)
 {

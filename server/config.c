@@ -258,8 +258,7 @@ const char *config_word(struct config *c, const char *name)
     return s->words[atomic_load(at)];
 }
 
-/* --- pages made of the table
- * ------------------------------------------------------------------ */
+/* --- pages made of the table --- */
 
 static void print_allowed(const struct setting *s, struct buf *out)
 {

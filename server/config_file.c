@@ -24,8 +24,7 @@
 
 enum { FILE_MAX_BYTES = 16 * 1024 * 1024, INCLUDE_DEPTH_MAX = 8 };
 
-/* --- words
- * ------------------------------------------------------------------------------------ */
+/* --- words --- */
 
 static int hex_digit(char c)
 {
@@ -141,8 +140,7 @@ static bool next_line(struct slice *text, struct slice *line)
     return true;
 }
 
-/* --- reading
- * ---------------------------------------------------------------------------------- */
+/* --- reading --- */
 
 static int load_file(struct config *c, const char *path, int depth, struct err *e);
 
@@ -244,8 +242,7 @@ int config_load(struct config *c, int argc, char **argv, struct err *e)
     return 0;
 }
 
-/* --- rewriting
- * -------------------------------------------------------------------------------- */
+/* --- rewriting --- */
 
 static void write_setting(struct config *c, const struct setting *s, struct buf *out)
 {

@@ -321,7 +321,7 @@ const char *setting_nearest(struct slice name)
     return best;
 }
 
-/* --- parsing ------------------------------------------------------------------------------ */
+/* --- parsing --- */
 
 static bool parse_number(struct slice text, int base, int64_t *v, struct slice *rest)
 {

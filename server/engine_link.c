@@ -106,8 +106,7 @@ struct engine_link {
     char end_reason[256];
 };
 
-/* --- requests
- * --------------------------------------------------------------------------------- */
+/* --- requests --- */
 
 static void answer_error(void (*done)(void *, const struct engine_answer *), void *arg,
                          int code, const char *message)
@@ -163,8 +162,7 @@ static void fail_all(struct engine_link *l, int code, const char *message)
     }
 }
 
-/* --- sending
- * ---------------------------------------------------------------------------------- */
+/* --- sending --- */
 
 /* Sends what the socket takes. An error is not handled here: the reading side meets it too.
  * Lock held. */
@@ -289,8 +287,7 @@ int engine_embed(struct engine_link *l, const struct slice *texts, uint32_t n, b
     return 0;
 }
 
-/* --- what the engine says
- * ------------------------------------------------------------------------ */
+/* --- what the engine says --- */
 
 static void set_end(struct engine_link *l, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
@@ -498,8 +495,7 @@ static bool read_some(struct engine_link *l)
     }
 }
 
-/* --- the child's life
- * ---------------------------------------------------------------------------- */
+/* --- the child's life --- */
 
 /* What the last child left unfinished must not be read as the next one's. */
 static bool fresh_reader(struct engine_link *l)
@@ -698,8 +694,7 @@ static void *link_main(void *arg)
     }
 }
 
-/* --- opening, closing, looking
- * ------------------------------------------------------------------- */
+/* --- opening, closing, looking --- */
 
 static int find_program(char *out, size_t n, const char *given, struct err *e)
 {

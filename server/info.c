@@ -309,10 +309,10 @@ static bool wanted(const struct section *s, const struct slice *names, int n)
     return false;
 }
 
-void info_write(struct server *s, const struct slice *names, int n, struct buf *out)
+void info_write(struct server *s, const struct slice *names, int n, bool held, struct buf *out)
 {
     struct info i = {.server = s, .out = out};
-    shard_stats(s->shard, &i.shard);
+    shard_stats(s->shard, &i.shard, held);
     net_stats(s->net, &i.net);
     bool first = true;
     for (size_t k = 0; k < sizeof sections / sizeof *sections; k++) {

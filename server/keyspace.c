@@ -124,8 +124,7 @@ void keyspace_free(struct keyspace *ks)
     mem_free(ks);
 }
 
-/* --- expiry heap
- * ------------------------------------------------------------------------------ */
+/* --- expiry heap --- */
 
 static void heap_put(struct keyspace *ks, uint64_t at, struct key *k)
 {
@@ -226,8 +225,7 @@ int key_set_expire(struct keyspace *ks, struct key *k, int64_t expire_ms)
     return rc;
 }
 
-/* --- keys
- * ------------------------------------------------------------------------------------- */
+/* --- keys --- */
 
 struct lookup {
     struct slice name;
@@ -503,8 +501,7 @@ size_t key_memory_bytes(const struct key *k)
     return n;
 }
 
-/* --- dirty keys
- * ------------------------------------------------------------------------------- */
+/* --- dirty keys --- */
 
 uint64_t keyspace_dirty_count(struct keyspace *ks)
 {

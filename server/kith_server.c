@@ -56,8 +56,7 @@ struct program {
     _Atomic(struct net *) net;
 };
 
-/* --- signals
- * ------------------------------------------------------------------------------------ */
+/* --- signals --- */
 
 static void taken_signals(sigset_t *set)
 {
@@ -123,8 +122,7 @@ static void stop_signals(struct program *p)
     sem_destroy(&p->stop);
 }
 
-/* --- the shard's callbacks, on its log's thread
- * ---------------------------------------------------- */
+/* --- the shard's callbacks, on its log's thread --- */
 
 static void on_released(void *arg)
 {
@@ -143,8 +141,7 @@ static void on_fatal(void *arg, const struct err *why)
     _exit(EXIT_LOG_FAILED);
 }
 
-/* --- starting
- * ----------------------------------------------------------------------------------- */
+/* --- starting --- */
 
 static int ask_for_pages(int argc, char **argv)
 {
@@ -205,7 +202,7 @@ static int open_shard(struct program *p, struct err *e)
     if (rc != 0)
         return rc;
     struct shard_stats stats;
-    shard_stats(p->server.shard, &stats);
+    shard_stats(p->server.shard, &stats, false);
     uint64_t keys = 0;
     for (size_t db = 0; db < sizeof stats.n_keys / sizeof *stats.n_keys; db++)
         keys += stats.n_keys[db];
@@ -260,8 +257,7 @@ static int open_parts(struct program *p, struct err *e)
     return rc;
 }
 
-/* --- stopping
- * ----------------------------------------------------------------------------------- */
+/* --- stopping --- */
 
 /* Closes what was opened; returns the exit status. */
 static int close_parts(struct program *p, bool started)

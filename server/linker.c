@@ -24,6 +24,16 @@ void linker_notify(void *arg, struct vset *v)
     pthread_mutex_unlock(&s->linker.lock);
 }
 
+uint64_t linker_pending(struct shard *s)
+{
+    uint64_t n = 0;
+    pthread_mutex_lock(&s->linker.lock);
+    for (struct vset *v = s->linker.work.first; v; v = vset_queue_next(&s->linker.work, v))
+        n += index_info(vset_index(v)).n_tail;
+    pthread_mutex_unlock(&s->linker.lock);
+    return n;
+}
+
 /* The next set with work, counted; waits. It goes to the back of the queue at once, so that
  * other workers may serve it too. NULL when stopping. */
 static struct vset *next_set(struct linker *l)

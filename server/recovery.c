@@ -75,6 +75,7 @@ static int load_value(struct shard *s, struct key *k, uint8_t type, struct reade
         return err_wrap(e, "key \"%.*s\"", (int)(k->name_n < 64 ? k->name_n : 64), k->name);
     k->type = OBJECT_VSET;
     k->set_id = set_id;
+    s->n_vectors += vset_count(k->vset);
     if (index_link_pending(vset_index(k->vset)))
         linker_notify(s, k->vset);
     return 0;

@@ -30,14 +30,14 @@ void shard_unlock(struct shard *s)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* --- entering and leaving
- * --------------------------------------------------------------------- */
+/* --- entering and leaving --- */
 
 /* Why no write can be taken now; 0 when it can. */
 static int admit_write(struct shard *s, size_t bytes, struct err *e)
 {
     if (atomic_load(&s->failed))
         return err_set(e, KITH_EIO, "the log failed and the server is stopping");
+    s->reserved = true;
     return wal_reserve(s->wal, bytes, 1, e);
 }
 
@@ -85,12 +85,22 @@ enum command_result shard_enter(struct shard *s, struct client *c, unsigned flag
     return COMMAND_DONE;
 }
 
+/* What a thread does not use must not stay with it: it may not write again for a long time, and
+ * the others would make segments large enough for everybody's. */
+static void give_back_room(struct shard *s)
+{
+    if (s->reserved)
+        wal_unreserve(s->wal);
+    s->reserved = false;
+}
+
 uint64_t shard_leave(struct shard *s)
 {
     if (s->effects.len > 0) {
         wal_append(s->wal, s->epoch, s->effects.data, s->effects.len);
         buf_clear(&s->effects);
     }
+    give_back_room(s);
     return wal_last(s->wal);
 }
 
@@ -117,8 +127,7 @@ void shard_wake_writers(struct shard *s)
         waitlist_wake_all(s->room);
 }
 
-/* --- the timer
- * -------------------------------------------------------------------------------- */
+/* --- the timer --- */
 
 static void expire_some(struct shard *s)
 {
@@ -169,37 +178,31 @@ uint64_t shard_used_memory(struct shard *s)
     return atomic_load_explicit(&s->used_memory, memory_order_relaxed);
 }
 
-/* --- figures
- * ---------------------------------------------------------------------------------- */
+/* --- figures --- */
 
-static void count_vectors(void *arg, struct key *k)
-{
-    struct shard_stats *out = arg;
-    if (k->type == OBJECT_VSET) {
-        struct index_info x = index_info(vset_index(k->vset));
-        out->n_vector_sets++;
-        out->n_vectors += vset_count(k->vset);
-        out->n_unlinked += x.n_tail;
-    }
-}
-
-void shard_stats(struct shard *s, struct shard_stats *out)
+void shard_stats(struct shard *s, struct shard_stats *out, bool held)
 {
     *out = (struct shard_stats){0};
     struct err e = {0};
-    shard_lock(s);
+    if (!held)
+        shard_lock(s);
     for (uint32_t db = 0; db < KEYSPACE_DBS; db++) {
         out->n_keys[db] = keyspace_count(s->keyspace, db);
         out->n_expires[db] = keyspace_count_expires(s->keyspace, db);
-        keyspace_each(s->keyspace, db, count_vectors, out);
     }
+    out->n_vector_sets = s->checkpoint.n_sets;
+    out->n_vectors = s->n_vectors;
+    out->n_unlinked = linker_pending(s);
     out->expired_keys = s->expired_keys;
     out->hits = s->hits;
     out->misses = s->misses;
-    if (admit_write(s, RESERVE_SLACK_BYTES, &e) != 0)
+    /* More than a small write needs, so that it says so before, and never after, one is refused. */
+    if (admit_write(s, RESERVE_SLACK_BYTES * 2, &e) != 0)
         snprintf(out->write_refusal, sizeof out->write_refusal, "%s", e.message);
+    give_back_room(s);
     out->dirty_bytes = keyspace_dirty_bytes(s->keyspace) + store_dirty_bytes(s->store);
-    shard_unlock(s);
+    if (!held)
+        shard_unlock(s);
     struct store_state state = store_state(s->store);
     out->log_last = wal_last(s->wal);
     out->log_written = wal_written(s->wal);
@@ -224,8 +227,7 @@ void shard_reset_stats(struct shard *s)
     shard_unlock(s);
 }
 
-/* --- opening and closing
- * ---------------------------------------------------------------------- */
+/* --- opening and closing --- */
 
 static void released(void *arg)
 {

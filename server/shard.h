@@ -51,8 +51,9 @@ struct shard_stats {
     bool last_checkpoint_ok;
     char write_refusal[ERR_MESSAGE_MAX]; /* why writes are refused now, "" when they are not */
 };
-void shard_stats(struct shard *s, struct shard_stats *out); /* takes the lock itself */
-void shard_reset_stats(struct shard *s);                    /* likewise */
+/* Takes the lock itself unless the caller holds it (inside EXEC). */
+void shard_stats(struct shard *s, struct shard_stats *out, bool held);
+void shard_reset_stats(struct shard *s); /* takes the lock itself */
 uint64_t
 shard_used_memory(struct shard *s); /* of the allocator, sampled by the tick; no lock */
 

@@ -11,8 +11,7 @@
 #include "server/client.h"
 #include "server/config.h"
 
-/* --- the slow log
- * ----------------------------------------------------------------------------- */
+/* --- the slow log --- */
 
 struct node {
     struct node *next; /* older */

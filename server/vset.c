@@ -80,6 +80,11 @@ struct vset *vset_queue_pop(struct vset_queue *q)
     return v;
 }
 
+struct vset *vset_queue_next(const struct vset_queue *q, const struct vset *v)
+{
+    return v->places[q->kind].next;
+}
+
 void vset_queue_clear(struct vset_queue *q)
 {
     for (struct vset *v; (v = vset_queue_pop(q));)
@@ -127,8 +132,7 @@ void vset_dirtied(struct vset *v)
     }
 }
 
-/* --- opening
- * ---------------------------------------------------------------------------------- */
+/* --- opening --- */
 
 /* The index hands a slot back: no reader can hold it any more. Owner's lock held. */
 static void slot_freed(void *arg, uint32_t slot)
@@ -293,8 +297,7 @@ int vset_load(struct vset **out, uint32_t id, const struct vset_options *o, stru
     return 0;
 }
 
-/* --- changing
- * --------------------------------------------------------------------------------- */
+/* --- changing --- */
 
 static uint64_t level_seed(struct slice name)
 {
@@ -445,8 +448,7 @@ int vset_link(struct vset *v, struct index_scratch *s, struct err *e)
     return rc;
 }
 
-/* --- asking
- * ----------------------------------------------------------------------------------- */
+/* --- asking --- */
 
 int vset_find(struct vset *v, struct slice name, uint32_t *slot, struct err *e)
 {
@@ -552,8 +554,7 @@ int vset_digest(struct vset *v, uint64_t out[2], struct err *e)
     return rc;
 }
 
-/* --- checkpoint
- * ------------------------------------------------------------------------------- */
+/* --- checkpoint --- */
 
 int vset_freeze(struct vset *v, struct err *e)
 {

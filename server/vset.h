@@ -108,6 +108,7 @@ struct vset_queue {
 void vset_queue_push(struct vset_queue *q,
                      struct vset *v);              /* takes a count; no-op when in one */
 struct vset *vset_queue_pop(struct vset_queue *q); /* gives the count; NULL when empty */
+struct vset *vset_queue_next(const struct vset_queue *q, const struct vset *v);
 void vset_queue_clear(struct vset_queue *q);
 
 /* Link workers: one piece of work; as index_link. */

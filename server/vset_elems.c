@@ -41,8 +41,7 @@ static uint32_t hash_name(struct slice name)
     return (uint32_t)hash64(name.p, name.n);
 }
 
-/* --- name units
- * ------------------------------------------------------------------------------- */
+/* --- name units --- */
 
 static void free_units(struct vset *v, uint32_t first)
 {
@@ -100,8 +99,7 @@ static int write_units(struct vset *v, struct slice rest, uint32_t *first, struc
     return 0;
 }
 
-/* --- elements
- * --------------------------------------------------------------------------------- */
+/* --- elements --- */
 
 int elems_write(struct vset *v, uint32_t slot, struct slice name, bool text, struct err *e)
 {
@@ -210,8 +208,7 @@ bool vset_name(struct vset *v, uint32_t slot, struct buf *out, struct err *e)
     return true;
 }
 
-/* --- the table
- * -------------------------------------------------------------------------------- */
+/* --- the table --- */
 
 static uint64_t entry_of(uint32_t hash, uint32_t slot)
 {

@@ -104,8 +104,7 @@ size_t chunks_heap_bytes(const struct chunks *c)
     return atomic_load_explicit(&c->heap_bytes, memory_order_relaxed);
 }
 
-/* --- heap blocks
- * -------------------------------------------------------------------------------- */
+/* --- heap blocks --- */
 
 static size_t block_bytes(const struct chunks *c, uint32_t capacity)
 {
@@ -181,8 +180,7 @@ static void count_dirty(struct chunks *c, uint32_t capacity, bool add)
     }
 }
 
-/* --- reading
- * ------------------------------------------------------------------------------------ */
+/* --- reading --- */
 
 /* Records of a chunk when the array has n. */
 static uint32_t records_in(const struct chunks *c, uint32_t n, uint32_t chunk)
@@ -257,8 +255,7 @@ static const char *fault(struct records *r, uint32_t chunk, struct err *e)
     return there;
 }
 
-/* --- writing
- * ------------------------------------------------------------------------------------ */
+/* --- writing --- */
 
 static records_slot *slot_of(struct chunks *c, uint32_t chunk)
 {
@@ -397,8 +394,7 @@ static int grow(struct records *r, uint32_t n, struct err *e)
 
 static const struct records_ops ops = {fault, writable, grow};
 
-/* --- open and free
- * ------------------------------------------------------------------------------ */
+/* --- open and free --- */
 
 int chunks_open(struct chunks **out, struct store *s, uint32_t array, uint32_t stride,
                 uint32_t n_records, struct err *e)
@@ -454,8 +450,7 @@ void chunks_free(struct chunks *c)
     mem_free(c);
 }
 
-/* --- checkpoints
- * -------------------------------------------------------------------------------- */
+/* --- checkpoints --- */
 
 void chunks_freeze(struct chunks *c)
 {

@@ -100,8 +100,7 @@ struct store {
     _Atomic size_t dirty_bytes;
 };
 
-/* --- errors
- * ------------------------------------------------------------------------------------- */
+/* --- errors --- */
 
 static int unhealthy(struct store *s, struct err *e)
 {
@@ -157,8 +156,7 @@ int store_guarded(struct store *s, int (*fn)(void *arg), void *arg, struct err *
     return atomic_load(&s->healthy) ? rc : unhealthy(s, e);
 }
 
-/* --- the environment
- * ---------------------------------------------------------------------------- */
+/* --- the environment --- */
 
 struct opening {
     struct env *env;
@@ -288,11 +286,13 @@ static int env_open(struct store *s, bool fresh, struct env **out, struct err *e
         env->map_bytes = bytes;
         struct opening o = {.env = env, .map_bytes = bytes, .fresh = fresh, .meta = &s->meta};
         int rc = guarded(open_lmdb, &o);
-        if (rc == 0 && !s->options.read_only)
-            rc = guard_map_add(env->base, bytes, &s->healthy, e) ? MDB_READERS_FULL : 0;
         if (rc == 0) {
-            *out = env;
-            return 0;
+            if (s->options.read_only ||
+                (rc = guard_map_add(env->base, bytes, &s->healthy, e)) == 0)
+                *out = env;
+            else
+                env_free(env);
+            return rc;
         }
         env_free(env);
         /* Less address space may do, where it is limited or others have taken it. */
@@ -301,8 +301,7 @@ static int env_open(struct store *s, bool fresh, struct env **out, struct err *e
     }
 }
 
-/* --- open and close
- * ----------------------------------------------------------------------------- */
+/* --- open and close --- */
 
 static const char made_text[] = "kith store 1\n";
 
@@ -340,7 +339,11 @@ static int write_made(struct store *s, struct err *e)
 {
     char path[PATH_BYTES + 16];
     snprintf(path, sizeof path, "%s/store/made", s->dir);
-    return file_exists(path) ? 0 : file_write_whole(path, made_text, sizeof made_text - 1, e);
+    if (file_exists(path))
+        return 0;
+    /* LMDB syncs its file but not the directories; this syncs both. */
+    int rc = file_sync_dir(s->dir, e);
+    return rc ? rc : file_write_whole(path, made_text, sizeof made_text - 1, e);
 }
 
 static int take_lock(struct store *s, struct err *e)
@@ -455,8 +458,7 @@ size_t store_dirty_bytes(const struct store *s)
     return atomic_load_explicit(&s->dirty_bytes, memory_order_relaxed);
 }
 
-/* --- reading
- * ------------------------------------------------------------------------------------ */
+/* --- reading --- */
 
 struct lookup {
     MDB_txn *txn;
@@ -600,8 +602,7 @@ int store_each(struct store *s, enum store_table table,
     return rc == 1 ? 0 : rc;
 }
 
-/* --- writing
- * ------------------------------------------------------------------------------------ */
+/* --- writing --- */
 
 static int sync_file(struct store *s, struct err *e)
 {

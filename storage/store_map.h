@@ -9,8 +9,7 @@
 
 #include "storage/store.h"
 
-/* --- the format of values
- * ----------------------------------------------------------------------- */
+/* --- the format of values --- */
 
 enum { STORE_META = STORE_TABLES, STORE_TABLES_ALL, STORE_HASH_BYTES = 8, STORE_KEY_BYTES = 8 };
 enum { CHUNK_MAGIC = 0x6b68636bu /* "kchk" */, CHUNK_N_RECORDS_AT = 24 /* in the header */ };
@@ -45,8 +44,7 @@ void store_meta_encode(char to[STORE_META_BYTES], const struct store_meta *m);
 /* Verifies the data file before LMDB opens it. *fresh: there is nothing in it yet. */
 int store_verify(const char *path, struct store_meta *out, bool *fresh, struct err *e);
 
-/* --- what chunks need
- * --------------------------------------------------------------------------- */
+/* --- what chunks need --- */
 
 /* The value (a, b) of STORE_CHUNKS as of the read transaction, unchecked, in the map. Valid
  * until the caller leaves its epoch bracket, and as long as nothing newer was stored under the

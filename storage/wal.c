@@ -126,8 +126,7 @@ struct wal {
     _Atomic uint64_t last, written, durable, released;
 };
 
-/* --- the four indexes
- * --------------------------------------------------------------------------- */
+/* --- the four indexes --- */
 
 uint64_t wal_last(const struct wal *w)
 {
@@ -177,8 +176,7 @@ static void write_mark(struct wal *w)
     pthread_mutex_unlock(&w->mark_lock);
 }
 
-/* --- segments
- * ----------------------------------------------------------------------------------- */
+/* --- segments --- */
 
 static int spare_path(const struct wal *w, unsigned id, char out[WAL_PATH_MAX], struct err *e)
 {
@@ -306,8 +304,7 @@ static void roll(struct wal *w)
     pthread_cond_signal(&w->work);
 }
 
-/* --- reserve and append
- * ------------------------------------------------------------------------- */
+/* --- reserve and append --- */
 
 static struct claim *my_claim(struct wal *w)
 {
@@ -418,6 +415,19 @@ int wal_reserve(struct wal *w, size_t bytes, uint32_t n_records, struct err *e)
     return rc;
 }
 
+void wal_unreserve(struct wal *w)
+{
+    pthread_mutex_lock(&w->lock);
+    for (size_t i = 0; i < w->n_claims; i++) {
+        if (!pthread_equal(w->claims[i].thread, pthread_self()))
+            continue;
+        w->claimed -= w->claims[i].left;
+        w->claims[i].left = 0;
+        break;
+    }
+    pthread_mutex_unlock(&w->lock);
+}
+
 uint64_t wal_append(struct wal *w, uint64_t epoch, const void *payload, size_t bytes)
 {
     size_t total = wal_record_bytes(bytes);
@@ -445,8 +455,7 @@ uint64_t wal_append(struct wal *w, uint64_t epoch, const void *payload, size_t b
     return index;
 }
 
-/* --- writing and syncing
- * ------------------------------------------------------------------------ */
+/* --- writing and syncing --- */
 
 /* Under io: writes the in-flight group from flying_done on. */
 static int write_flying(struct wal *w, struct err *e)
@@ -617,8 +626,7 @@ static void sync_written(struct wal *w)
         tell_advance(w);
 }
 
-/* --- the log's thread
- * --------------------------------------------------------------------------- */
+/* --- the log's thread --- */
 
 struct plan {
     bool write, sync, spare;
@@ -768,8 +776,7 @@ void wal_set_sync(struct wal *w, enum wal_sync sync)
     }
 }
 
-/* --- open
- * --------------------------------------------------------------------------------------- */
+/* --- open --- */
 
 static int remove_temporaries(struct wal *w, struct err *e)
 {
@@ -1032,8 +1039,7 @@ int wal_close(struct wal *w, struct err *e)
     return rc;
 }
 
-/* --- replay, trim, sizes, check
- * ------------------------------------------------------------------ */
+/* --- replay, trim, sizes, check --- */
 
 static int replay_segment(struct wal *w, const struct segment *s, uint64_t after,
                           uint64_t *next,

@@ -49,7 +49,7 @@ static int load_json(json_t **out, const char *dir, const char *name, struct err
     return rc;
 }
 
-/* --- config.json -------------------------------------------------------------------------- */
+/* --- config.json --- */
 
 static int need_count(const json_t *config, const char *key, uint32_t *v, struct err *e)
 {
@@ -104,7 +104,7 @@ static int read_config(struct hf_model *m, const char *dir, struct err *e)
     return rc;
 }
 
-/* --- the vocabulary ----------------------------------------------------------------------- */
+/* --- the vocabulary --- */
 
 static int put_token(struct hf_model *m, const char *text, size_t n, int64_t id, struct err *e)
 {
@@ -284,7 +284,7 @@ static int read_vocabulary(struct hf_model *m, const char *dir, struct err *e)
     return rc ? rc : find_specials(m, e);
 }
 
-/* --- pooling ------------------------------------------------------------------------------ */
+/* --- pooling --- */
 
 static int read_pooling(struct hf_model *m, const char *dir, const char *sub, struct err *e)
 {

@@ -55,7 +55,7 @@ struct part {
     size_t bytes;
 };
 
-/* --- what is written ---------------------------------------------------------------------- */
+/* --- what is written --- */
 
 static void write_general(struct gguf_write *w, const struct hf_model *m,
                           const struct options *o)
@@ -123,7 +123,7 @@ static void write_tokenizer(struct gguf_write *w, const struct hf_model *m)
             gguf_write_u32(w, m->specials[i].key, (uint32_t)m->specials[i].id);
 }
 
-/* --- tensors ------------------------------------------------------------------------------ */
+/* --- tensors --- */
 
 static int check_source(const struct part *p, struct err *e)
 {
@@ -283,7 +283,7 @@ static void show_progress(size_t done, size_t of)
                 100 * done / of, done == of ? "\n" : "");
 }
 
-/* --- the file ----------------------------------------------------------------------------- */
+/* --- the file --- */
 
 static int write_data(int fd, uint64_t at, const struct part *parts, size_t n, struct err *e)
 {
@@ -391,7 +391,7 @@ static int convert(const struct options *o, struct err *e)
     return rc;
 }
 
-/* --- the command line --------------------------------------------------------------------- */
+/* --- the command line --- */
 
 static int parse_type(const char *text, enum tensor_type *type)
 {

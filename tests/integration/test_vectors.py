@@ -132,7 +132,7 @@ def test_vsim_errors(axes, words, error):
     ],
 )
 def test_vadd_errors(axes, quant, words, error):
-    if "M" not in words and "EF" not in words and error.startswith("ERR invalid option"):
+    if error.startswith("ERR asked M"):
         words = [*words, quant]
     assert axes.cmd("VADD", "v", *words).startswith(error)
     assert axes.cmd("VISMEMBER", "v", "e") in (0, False)
@@ -322,8 +322,9 @@ def test_zero_vector(wire):
 
 
 def test_extreme_components(wire):
-    for v in [(3e38, 3e38), (1e-40, 0), (-3e38, 1e-45)]:
+    assert "too long to be measured" in wire.cmd("VADD", "v", *values(3e38, 3e38), "e", "NOQUANT")
+    for v in [(2e38, 2e38), (1e-40, 0), (-3e38, 1e-45)]:
         assert wire.cmd("VADD", "v", *values(*v), str(v), "NOQUANT") in (1, True), v
     scores = scores_of(wire.cmd("VSIM", "v", *values(1, 1), "WITHSCORES"))
     assert all(0 <= s <= 1.0001 for s in scores.values()), scores
-    assert scores[str((3e38, 3e38)).encode()] == pytest.approx(1, abs=1e-3)
+    assert scores[str((2e38, 2e38)).encode()] == pytest.approx(1, abs=1e-3)

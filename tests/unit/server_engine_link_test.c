@@ -25,8 +25,7 @@
 
 enum { DIM = 4 };
 
-/* --- the child
- * ---------------------------------------------------------------------------------- */
+/* --- the child --- */
 
 static void vector_of(struct slice text, float *v)
 {
@@ -136,8 +135,7 @@ static int be_the_engine(const char *model)
     return 0;
 }
 
-/* --- the parent
- * --------------------------------------------------------------------------------- */
+/* --- the parent --- */
 
 struct call {
     _Atomic int answers;

@@ -162,8 +162,7 @@ static void test_model(void **unused)
     free(w);
 }
 
-/* --- readers in threads
- * -------------------------------------------------------------------------- */
+/* --- readers in threads --- */
 
 enum { SHARED_N = 20000, SHARED_STRIDE = 64 };
 
@@ -278,8 +277,7 @@ static void test_readers(void **unused)
     test_remove(dir);
 }
 
-/* --- out of memory
- * ------------------------------------------------------------------------------- */
+/* --- out of memory --- */
 
 /* One life of a store with a few chunks; returns the first error. */
 static int small_life(const char *dir, uint32_t n_before, uint32_t *n_after)

@@ -275,8 +275,7 @@ static void test_each_call(void **unused)
     }
 }
 
-/* --- damage
- * ------------------------------------------------------------------------------------- */
+/* --- damage --- */
 
 /* A random one of the files that matter, longer ones more often. */
 static void damage(const char *dir, struct rng *r)

@@ -3,6 +3,7 @@
 #include "tests/unit/storage_fixture.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "base/epoch.h"
 #include "storage/chunks.h"
@@ -243,8 +244,7 @@ static void test_failed_calls(void **unused)
     test_remove(dir);
 }
 
-/* --- damage
- * -------------------------------------------------------------------------------------- */
+/* --- damage --- */
 
 static void damage(const char *path, struct rng *r, uint64_t bytes)
 {
@@ -368,19 +368,86 @@ static void test_cut_while_open(void **unused)
     assert_int_equal(store_begin(s, &w, &e), KITH_ECORRUPT);
     chunks_free(c);
     store_close(s);
-    /* The same inside a guarded read, and in a checkpoint. */
     assert_int_equal(store_open(&s, dir, &small, &e), KITH_ECORRUPT);
     buf_deinit(&b);
+    test_remove(dir);
+}
+
+/* The same where LMDB itself meets the end of the file, in a read and in a checkpoint. */
+static void test_cut_under_lmdb(void **unused)
+{
+    (void)unused;
+    for (int writing = 0; writing < 2; writing++) {
+        char dir[64], path[128];
+        static char value[VALUE_MAX];
+        struct store *s;
+        struct store_write *w;
+        struct err e = {0};
+        test_dir_make(dir);
+        assert_ok(store_open(&s, dir, &small, &e));
+        assert_ok(store_begin(s, &w, &e));
+        for (uint32_t i = 0; i < 3000; i++)
+            assert_ok(store_put(w, STORE_KEYS, 1, i, value, 200, &e));
+        assert_ok(store_commit(w, 1, 1, &e));
+        assert_ok(store_refresh(s, &e));
+        store_refreshed(s);
+        snprintf(path, sizeof path, "%s/store/data.mdb", dir);
+        assert_int_equal(truncate(path, (off_t)store_file_bytes(s) / 2), 0);
+        fflush(NULL);
+        /* In a child: what LMDB had allocated when a write was cut short stays lost. */
+        pid_t pid = fork();
+        if (pid == 0) {
+            int rc = 0;
+            struct buf b;
+            buf_init(&b);
+            if (writing && store_begin(s, &w, &e) != 0)
+                _exit(2);
+            for (uint32_t i = 0; i < 3000 && rc == 0; i++)
+                rc = writing ? store_put(w, STORE_KEYS, 1, i, value, 300, &e)
+                             : store_get(s, STORE_KEYS, 1, i, &b, &e);
+            if (writing)
+                store_abort(w);
+            bool ok = rc == KITH_ECORRUPT && !store_healthy(s) &&
+                      store_get(s, STORE_KEYS, 1, 0, &b, &e) == KITH_ECORRUPT;
+            store_close(s);
+            _exit(ok ? 0 : 1);
+        }
+        int status;
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_int_equal(status, 0);
+        store_close(s);
+        test_remove(dir);
+    }
+}
+
+/* Less address space than a store would like. */
+static void test_little_address_space(void **unused)
+{
+    (void)unused;
+    struct rlimit old, little = {(rlim_t)3 << 30, (rlim_t)3 << 30};
+    char dir[64];
+    struct store *s;
+    struct err e = {0};
+    test_dir_make(dir);
+    assert_int_equal(getrlimit(RLIMIT_AS, &old), 0);
+    little.rlim_max = old.rlim_max;
+    /* A sanitizer has taken terabytes already; then there is nothing to be had. */
+    assert_int_equal(setrlimit(RLIMIT_AS, &little), 0);
+    void *probe = mmap(NULL, 1 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int rc = store_open(&s, dir, NULL, &e);
+    assert_int_equal(setrlimit(RLIMIT_AS, &old), 0);
+    assert_true(rc == 0 || probe == MAP_FAILED);
+    if (rc == 0)
+        store_close(s);
     test_remove(dir);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_model),
-        cmocka_unit_test(test_failed_calls),
-        cmocka_unit_test(test_damaged_copies),
-        cmocka_unit_test(test_cut_while_open),
+        cmocka_unit_test(test_model),          cmocka_unit_test(test_failed_calls),
+        cmocka_unit_test(test_damaged_copies), cmocka_unit_test(test_cut_while_open),
+        cmocka_unit_test(test_cut_under_lmdb), cmocka_unit_test(test_little_address_space),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -143,8 +143,7 @@ static void test_sizes(void **unused)
     test_remove(dir);
 }
 
-/* --- many appenders
- * ------------------------------------------------------------------------------ */
+/* --- many appenders --- */
 
 enum { WRITERS = 4, EACH = 400 };
 
@@ -234,8 +233,7 @@ static void test_appenders(void **unused)
     }
 }
 
-/* --- damage
- * -------------------------------------------------------------------------------------- */
+/* --- damage --- */
 
 /* A log of `groups` synced groups of three records, in segments of 4 KiB, and its copy. */
 static uint64_t make_small(const char *dir, int groups, size_t max)
@@ -435,8 +433,7 @@ static void test_unordered_group(void **unused)
     test_remove(dir);
 }
 
-/* --- full disks, failed syncs
- * -------------------------------------------------------------------- */
+/* --- full disks, failed syncs --- */
 
 static void test_no_room(void **unused)
 {
