@@ -196,7 +196,8 @@ void shard_stats(struct shard *s, struct shard_stats *out, bool held)
     out->expired_keys = s->expired_keys;
     out->hits = s->hits;
     out->misses = s->misses;
-    /* More than a small write needs, so that it says so before, and never after, one is refused. */
+    /* More than a small write needs, so that it says so before, and never after, one is
+     * refused. */
     if (admit_write(s, RESERVE_SLACK_BYTES * 2, &e) != 0)
         snprintf(out->write_refusal, sizeof out->write_refusal, "%s", e.message);
     give_back_room(s);

@@ -51,13 +51,13 @@ struct shard {
     uint64_t epoch;
     uint32_t next_set_id;
     struct buf effects;    /* of the running command */
-    bool reserved;      /* the running thread holds a reservation of the log */
+    bool reserved;         /* the running thread holds a reservation of the log */
     int64_t now_ms;        /* the time all commands of a batch see */
     bool keep_stored;      /* a dropped set is only let go, not deleted from the store */
     struct waitlist *room; /* writers that wait for link workers or a checkpoint */
     _Atomic bool waiting_for_room;
     _Atomic bool failed; /* the log's sync failed: the process is about to end */
-    uint64_t n_vectors; /* of all sets */
+    uint64_t n_vectors;  /* of all sets */
     uint64_t expired_keys, hits, misses;
     _Atomic uint64_t used_memory; /* sampled by the tick */
     struct checkpoint_state checkpoint;

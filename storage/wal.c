@@ -35,95 +35,21 @@
 #include "storage/wal.h"
 
 #include <assert.h>
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "base/bytes.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/mem.h"
-#include "base/random.h"
-#include "storage/wal_format.h"
+#include "storage/wal_internal.h"
 
 enum {
-    SEGMENT_BYTES_DEFAULT = 64 << 20,
-    SEGMENT_BYTES_MIN = 4096,
     BUFFER_LIMIT_BYTES = 64 << 20, /* past it wal_reserve says KITH_EBUSY */
     BUFFER_KEEP_BYTES = 4 << 20,   /* a larger idle buffer is given back */
     RETRY_US = 10 * 1000,
-    SYNC_EVERY_US = 1000 * 1000,
-    ZEROS_BYTES = 1 << 20
-};
-
-struct segment {
-    struct segment *next;
-    uint64_t first;     /* index of its first record */
-    uint64_t start_pos; /* of its first record in the stream */
-    uint64_t bytes;     /* preallocated */
-    uint64_t used;      /* offset after the last appended record */
-    uint64_t salt;
-    unsigned spare_id; /* of its temporary name */
-    int fd;            /* -1 when it will not be written again and is synced */
-    bool named;        /* under its real name */
-    bool dirty;        /* written since the last sync */
-};
-
-/* What a thread reserved and has not appended yet. */
-struct claim {
-    pthread_t thread;
-    size_t left;
-};
-
-struct group {
-    char *data;
-    size_t len, cap;
-};
-
-struct wal {
-    char dir[WAL_PATH_MAX];
-    struct wal_options options;
-    int lock_fd, dir_fd, mark_fd;
-    char boot[WAL_BOOT_BYTES];
-    pthread_t thread;
-    bool touched; /* appended to */
-
-    pthread_mutex_t io; /* the in-flight group and all writing of records */
-    struct group flying;
-    size_t flying_done;     /* bytes of it that are written */
-    uint64_t flying_pos;    /* of its first byte */
-    uint64_t flying_last;   /* index of its last record */
-    struct segment *target; /* where the next byte of it goes, or an older one */
-
-    pthread_mutex_t lock; /* everything below */
-    pthread_cond_t work;  /* to the log's thread */
-    pthread_cond_t done;  /* from it */
-    struct group active;
-    uint64_t active_pos;
-    struct segment *oldest, *current, *spare;
-    struct claim *claims;
-    size_t n_claims, cap_claims, claimed; /* claimed: the sum of all claims' left */
-    uint64_t last_epoch;
-    uint64_t sync_wanted;              /* index that somebody waits for */
-    size_t spare_wanted;               /* room that a reservation waits for; 0: none does */
-    uint64_t spare_begun, spare_ended; /* attempts to make a spare */
-    struct err spare_error;            /* of the last try */
-    struct err write_error;            /* code 0: none */
-    unsigned next_spare_id;
-    enum wal_sync sync;
-    bool asleep, closing, dir_dirty;
-    int64_t retry_at_us, sync_at_us;
-
-    pthread_mutex_t mark_lock; /* writing of the mark file */
-    _Atomic bool failed;       /* a sync failed: final */
-    _Atomic uint64_t last, written, durable, released;
+    SYNC_EVERY_US = 1000 * 1000
 };
 
 /* --- the four indexes --- */
@@ -167,7 +93,7 @@ static void tell_advance(struct wal *w)
 
 /* The mark is a witness for recovery, never a promise of its own: that it could not be written
  * only makes recovery less strict, so the error is ignored. */
-static void write_mark(struct wal *w)
+void wal_write_mark(struct wal *w)
 {
     char mark[WAL_MARK_BYTES];
     pthread_mutex_lock(&w->mark_lock);
@@ -176,104 +102,7 @@ static void write_mark(struct wal *w)
     pthread_mutex_unlock(&w->mark_lock);
 }
 
-/* --- segments --- */
-
-static int spare_path(const struct wal *w, unsigned id, char out[WAL_PATH_MAX], struct err *e)
-{
-    char name[32];
-    snprintf(name, sizeof name, "spare-%u.tmp", id);
-    return wal_path(out, w->dir, name, e);
-}
-
-/* Room on the disk for the whole segment, so that a full disk shows here. */
-static int preallocate(int fd, uint64_t from, uint64_t bytes, const char *path, struct err *e)
-{
-    if (from >= bytes)
-        return 0;
-    int rc;
-    do
-        rc = fallocate(fd, 0, (off_t)from, (off_t)(bytes - from));
-    while (rc != 0 && errno == EINTR);
-    if (rc == 0)
-        return 0;
-    if (errno != EOPNOTSUPP && errno != ENOSYS)
-        return err_set_errno(e, errno, "cannot preallocate %llu bytes for %s",
-                             (unsigned long long)bytes, path);
-    char *zeros = mem_calloc(1, ZEROS_BYTES);
-    if (!zeros)
-        return err_set(e, KITH_ENOMEM, "out of memory preallocating %s", path);
-    rc = 0;
-    for (uint64_t at = from; at < bytes && rc == 0; at += ZEROS_BYTES) {
-        uint64_t n = bytes - at < ZEROS_BYTES ? bytes - at : ZEROS_BYTES;
-        rc = file_pwrite_all(fd, zeros, (size_t)n, at, e);
-    }
-    mem_free(zeros);
-    if (rc != 0)
-        err_wrap(e, "cannot preallocate %s", path);
-    return rc;
-}
-
-/* A synced, empty segment under a temporary name, with room for at least `room` of records. */
-static int segment_new(struct wal *w, unsigned id, size_t room, struct segment **out,
-                       struct err *e)
-{
-    char path[WAL_PATH_MAX], header[WAL_SEGMENT_HEADER_BYTES];
-    int rc = spare_path(w, id, path, e);
-    if (rc != 0)
-        return rc;
-    struct segment *s = mem_calloc(1, sizeof *s);
-    if (!s)
-        return err_set(e, KITH_ENOMEM, "out of memory for a segment of the log");
-    s->spare_id = id;
-    s->salt = rng_entropy();
-    s->used = WAL_SEGMENT_HEADER_BYTES;
-    s->bytes = w->options.segment_bytes;
-    if (s->bytes - s->used < room)
-        s->bytes = s->used + room;
-    s->fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (s->fd < 0) {
-        rc = err_set_errno(e, errno, "cannot create %s", path);
-        mem_free(s);
-        return rc;
-    }
-    wal_encode_segment(header, s->salt);
-    rc = preallocate(s->fd, 0, s->bytes, path, e);
-    if (rc == 0 && (rc = file_pwrite_all(s->fd, header, sizeof header, 0, e)) != 0)
-        err_wrap(e, "%s", path);
-    if (rc == 0 && fsync(s->fd) != 0)
-        rc = err_set_errno(e, errno, "cannot sync %s", path);
-    if (rc != 0) {
-        close(s->fd);
-        unlink(path);
-        mem_free(s);
-        return rc;
-    }
-    *out = s;
-    return 0;
-}
-
-static void segment_free(struct wal *w, struct segment *s)
-{
-    char path[WAL_PATH_MAX];
-    if (!s)
-        return;
-    if (s->fd >= 0)
-        close(s->fd);
-    if (!s->named && spare_path(w, s->spare_id, path, NULL) == 0)
-        unlink(path);
-    mem_free(s);
-}
-
-static int segment_name(struct wal *w, struct segment *s, struct err *e)
-{
-    char from[WAL_PATH_MAX], to[WAL_PATH_MAX];
-    int rc = spare_path(w, s->spare_id, from, e);
-    if (rc == 0)
-        rc = wal_segment_path(to, w->dir, s->first, e);
-    if (rc == 0 && rename(from, to) != 0)
-        rc = err_set_errno(e, errno, "cannot rename %s to %s", from, to);
-    return rc;
-}
+/* --- reserve and append --- */
 
 /* Under the lock: the spare becomes the current segment. */
 static void roll(struct wal *w)
@@ -296,15 +125,13 @@ static void roll(struct wal *w)
         w->current = s;
         if (w->target == before)
             w->target = s;
-        segment_free(w, before);
+        wal_segment_free(w, before);
     } else {
         before->next = s;
         w->current = s;
     }
     pthread_cond_signal(&w->work);
 }
-
-/* --- reserve and append --- */
 
 static struct claim *my_claim(struct wal *w)
 {
@@ -470,10 +297,9 @@ static int write_flying(struct wal *w, struct err *e)
         if (s->next && s->next->start_pos - pos < n)
             n = (size_t)(s->next->start_pos - pos);
         w->target = s;
-        s->dirty = true;
         pthread_mutex_unlock(&w->lock);
         if (!s->named) {
-            int rc = segment_name(w, s, e);
+            int rc = wal_segment_name(w, s, e);
             if (rc != 0)
                 return rc;
             pthread_mutex_lock(&w->lock);
@@ -487,6 +313,11 @@ static int write_flying(struct wal *w, struct err *e)
             err_wrap(e, "log segment %llu", (unsigned long long)s->first);
             return rc;
         }
+        /* After the write: a sync that runs meanwhile must not take the mark away before the
+         * bytes are there. */
+        pthread_mutex_lock(&w->lock);
+        s->dirty = true;
+        pthread_mutex_unlock(&w->lock);
         w->flying_done += n;
     }
     return 0;
@@ -502,9 +333,8 @@ static void group_reset(struct group *g)
 }
 
 /* Under io: what is in flight from a failed write, then everything appended before the call. */
-static int write_pending(struct wal *w, struct err *e)
+static int write_pending(struct wal *w, bool *moved, struct err *e)
 {
-    bool moved = false;
     int rc = 0;
     for (int round = 0; round < 2 && rc == 0; round++) {
         pthread_mutex_lock(&w->lock);
@@ -533,7 +363,7 @@ static int write_pending(struct wal *w, struct err *e)
         if (rc == 0 && any) {
             w->flying.len = 0;
             atomic_store_explicit(&w->written, w->flying_last, memory_order_release);
-            moved = release(w) || moved;
+            *moved = release(w) || *moved;
         }
         if (rc != 0)
             w->retry_at_us = clock_mono_us() + RETRY_US;
@@ -544,19 +374,20 @@ static int write_pending(struct wal *w, struct err *e)
         if (!any)
             break;
     }
-    if (moved && !atomic_load(&w->failed))
-        write_mark(w);
-    if (moved)
-        tell_advance(w);
     return rc;
 }
 
 static int write_locked(struct wal *w, struct err *e)
 {
     struct err why = {0};
+    bool moved = false;
     pthread_mutex_lock(&w->io);
-    int rc = write_pending(w, &why);
+    int rc = write_pending(w, &moved, &why);
     pthread_mutex_unlock(&w->io);
+    if (moved) {
+        wal_write_mark(w);
+        tell_advance(w);
+    }
     if (rc != 0 && e)
         *e = why;
     return rc;
@@ -621,7 +452,7 @@ static void sync_written(struct wal *w)
     w->sync_at_us = clock_mono_us() + SYNC_EVERY_US;
     pthread_cond_broadcast(&w->done);
     pthread_mutex_unlock(&w->lock);
-    write_mark(w);
+    wal_write_mark(w);
     if (moved)
         tell_advance(w);
 }
@@ -683,7 +514,7 @@ static void make_spare(struct wal *w)
     pthread_mutex_unlock(&w->lock);
     struct segment *s = NULL;
     struct err why = {0};
-    int rc = segment_new(w, id, room, &s, &why);
+    int rc = wal_segment_new(w, id, room, &s, &why);
     pthread_mutex_lock(&w->lock);
     w->spare_error = why;
     w->spare_error.code = rc;
@@ -693,7 +524,7 @@ static void make_spare(struct wal *w)
     w->spare_ended = attempt;
     pthread_cond_broadcast(&w->done);
     pthread_mutex_unlock(&w->lock);
-    segment_free(w, old);
+    wal_segment_free(w, old);
 }
 
 static void sleep_until(struct wal *w, int64_t wake_us)
@@ -708,7 +539,7 @@ static void sleep_until(struct wal *w, int64_t wake_us)
     w->asleep = false;
 }
 
-static void *log_thread(void *arg)
+void *wal_thread(void *arg)
 {
     struct wal *w = arg;
     pthread_mutex_lock(&w->lock);
@@ -771,380 +602,7 @@ void wal_set_sync(struct wal *w, enum wal_sync sync)
     pthread_cond_signal(&w->work);
     pthread_mutex_unlock(&w->lock);
     if (moved) {
-        write_mark(w);
+        wal_write_mark(w);
         tell_advance(w);
     }
-}
-
-/* --- open --- */
-
-static int remove_temporaries(struct wal *w, struct err *e)
-{
-    char path[WAL_PATH_MAX];
-    int rc = wal_path(path, w->dir, "", e);
-    if (rc != 0)
-        return rc;
-    DIR *d = opendir(path);
-    if (!d)
-        return err_set_errno(e, errno, "cannot open directory %s", path);
-    struct dirent *entry;
-    while ((entry = readdir(d)) != NULL) {
-        if (strstr(entry->d_name, ".tmp") && unlinkat(dirfd(d), entry->d_name, 0) != 0 &&
-            rc == 0)
-            rc = err_set_errno(e, errno, "cannot remove %s/%s", path, entry->d_name);
-    }
-    closedir(d);
-    return rc;
-}
-
-/* Cuts everything after the end that the survey found: later segments first and from the newest
- * back, so that a cut that was interrupted is found and done again. */
-static int cut_tail(struct wal *w, struct wal_survey *v, struct err *e)
-{
-    char path[WAL_PATH_MAX];
-    int rc = 0;
-    while (rc == 0 && v->n_segments > v->end_segment + 1) {
-        rc = wal_segment_path(path, w->dir, v->firsts[v->n_segments - 1], e);
-        if (rc == 0 && unlink(path) != 0)
-            rc = err_set_errno(e, errno, "cannot remove the torn segment %s", path);
-        if (rc == 0)
-            rc = wal_path(path, w->dir, "", e);
-        if (rc == 0)
-            rc = file_sync_dir(path, e);
-        if (rc == 0)
-            v->n_segments--;
-    }
-    if (rc == 0)
-        rc = wal_segment_path(path, w->dir, v->firsts[v->end_segment], e);
-    if (rc == 0 && truncate(path, (off_t)v->end_offset) != 0)
-        rc = err_set_errno(e, errno, "cannot cut the torn tail of %s", path);
-    return rc;
-}
-
-/* Reopens a segment that a former process made. */
-static int adopt(struct wal *w, const struct wal_survey *v, uint32_t i, struct err *e)
-{
-    struct wal_scan scan;
-    bool is_end = i == v->end_segment, obsolete = i < v->start;
-    struct segment *s = mem_calloc(1, sizeof *s);
-    if (!s)
-        return err_set(e, KITH_ENOMEM, "out of memory opening the log");
-    s->first = v->firsts[i];
-    s->fd = -1;
-    s->named = true;
-    if (w->current)
-        w->current->next = s;
-    else
-        w->oldest = s;
-    w->current = s;
-    char path[WAL_PATH_MAX];
-    struct stat st;
-    int rc = wal_segment_path(path, w->dir, s->first, e);
-    if (rc == 0 && stat(path, &st) != 0)
-        rc = err_set_errno(e, errno, "cannot stat %s", path);
-    if (rc != 0)
-        return rc;
-    s->bytes = (uint64_t)st.st_size;
-    s->used = is_end ? v->end_offset : s->bytes;
-    if (obsolete)
-        return 0;
-    if ((rc = wal_scan_open(&scan, w->dir, s->first, e)) != 0)
-        return rc;
-    s->salt = scan.salt;
-    wal_scan_close(&scan);
-    /* Records that a killed process wrote and never synced become durable here, before anybody
-     * is shown them. */
-    s->fd = open(path, O_RDWR | O_CLOEXEC);
-    if (s->fd < 0)
-        return err_set_errno(e, errno, "cannot open %s", path);
-    if (is_end && preallocate(s->fd, s->bytes, w->options.segment_bytes, path, NULL) == 0 &&
-        s->bytes < w->options.segment_bytes)
-        s->bytes = w->options.segment_bytes;
-    if (fsync(s->fd) != 0)
-        return err_set_errno(e, errno, "cannot sync %s", path);
-    if (!is_end) {
-        close(s->fd);
-        s->fd = -1;
-    }
-    return 0;
-}
-
-static int open_mark(struct wal *w, struct err *e)
-{
-    char path[WAL_PATH_MAX], mark[WAL_MARK_BYTES];
-    int rc = wal_path(path, w->dir, "durable", e);
-    if (rc != 0)
-        return rc;
-    wal_boot_id(w->boot);
-    /* Whole and synced once; from then on it is rewritten in place, which needs no room. */
-    if (!file_exists(path)) {
-        wal_mark_encode(mark, wal_durable(w), wal_released(w), w->boot);
-        if ((rc = file_write_whole(path, mark, sizeof mark, e)) != 0)
-            return rc;
-    }
-    w->mark_fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (w->mark_fd < 0)
-        return err_set_errno(e, errno, "cannot open %s", path);
-    write_mark(w);
-    return 0;
-}
-
-static int recover(struct wal *w, uint64_t after, struct err *e)
-{
-    struct wal_survey v;
-    int rc = remove_temporaries(w, e);
-    if (rc == 0)
-        rc = wal_survey(&v, w->dir, after, NULL, NULL, NULL, e);
-    if (rc != 0)
-        return rc;
-    if (v.torn)
-        rc = cut_tail(w, &v, e);
-    for (uint32_t i = 0; i < v.n_segments && rc == 0; i++)
-        rc = adopt(w, &v, i, e);
-    if (rc == 0 && v.n_segments == 0) {
-        rc = segment_new(w, w->next_spare_id++, 0, &w->current, e);
-        if (rc == 0) {
-            w->oldest = w->current;
-            w->current->first = v.last + 1;
-            rc = segment_name(w, w->current, e);
-            w->current->named = rc == 0;
-        }
-    }
-    if (rc == 0 && fsync(w->dir_fd) != 0)
-        rc = err_set_errno(e, errno, "cannot sync the directory %s/wal", w->dir);
-    if (rc == 0) {
-        /* The stream's positions count from the first byte after the recovered end. */
-        w->current->start_pos = 0;
-        w->active_pos = w->current->used - WAL_SEGMENT_HEADER_BYTES;
-        w->target = w->current;
-        w->last_epoch = v.last_epoch;
-        atomic_store(&w->last, v.last);
-        atomic_store(&w->written, v.last);
-        atomic_store(&w->durable, v.last);
-        atomic_store(&w->released, v.last);
-        rc = open_mark(w, e);
-    }
-    wal_survey_deinit(&v);
-    return rc;
-}
-
-static void wal_free(struct wal *w)
-{
-    for (struct segment *s = w->oldest, *next; s; s = next) {
-        next = s->next;
-        segment_free(w, s);
-    }
-    segment_free(w, w->spare);
-    if (w->mark_fd >= 0)
-        close(w->mark_fd);
-    if (w->dir_fd >= 0)
-        close(w->dir_fd);
-    if (w->lock_fd >= 0)
-        file_unlock(w->lock_fd);
-    mem_free(w->active.data);
-    mem_free(w->flying.data);
-    mem_free(w->claims);
-    pthread_cond_destroy(&w->work);
-    pthread_cond_destroy(&w->done);
-    pthread_mutex_destroy(&w->io);
-    pthread_mutex_destroy(&w->lock);
-    pthread_mutex_destroy(&w->mark_lock);
-    mem_free(w);
-}
-
-static void init_locks(struct wal *w)
-{
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_mutex_init(&w->io, NULL);
-    pthread_mutex_init(&w->lock, NULL);
-    pthread_mutex_init(&w->mark_lock, NULL);
-    pthread_cond_init(&w->work, &monotonic);
-    pthread_cond_init(&w->done, NULL);
-    pthread_condattr_destroy(&monotonic);
-}
-
-static int open_directory(struct wal *w, struct err *e)
-{
-    char path[WAL_PATH_MAX];
-    int rc = wal_path(path, w->dir, "", e);
-    if (rc == 0)
-        rc = file_make_dirs(path, e);
-    if (rc == 0)
-        rc = file_sync_dir(w->dir, e);
-    if (rc != 0)
-        return rc;
-    w->dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (w->dir_fd < 0)
-        return err_set_errno(e, errno, "cannot open directory %s", path);
-    if ((rc = wal_path(path, w->dir, "lock", e)) != 0)
-        return rc;
-    w->lock_fd = file_lock(path, e);
-    return w->lock_fd < 0 ? w->lock_fd : 0;
-}
-
-int wal_open(struct wal **out, const char *dir, const struct wal_options *options,
-             uint64_t after, struct err *e)
-{
-    *out = NULL;
-    struct wal *w = mem_calloc(1, sizeof *w);
-    if (!w)
-        return err_set(e, KITH_ENOMEM, "out of memory opening the log");
-    w->lock_fd = w->dir_fd = w->mark_fd = -1;
-    w->options = *options;
-    if (w->options.segment_bytes == 0)
-        w->options.segment_bytes = SEGMENT_BYTES_DEFAULT;
-    if (w->options.segment_bytes < SEGMENT_BYTES_MIN)
-        w->options.segment_bytes = SEGMENT_BYTES_MIN;
-    w->sync = options->sync;
-    init_locks(w);
-    int rc = 0;
-    if (snprintf(w->dir, sizeof w->dir, "%s", dir) >= (int)sizeof w->dir)
-        rc = err_set(e, KITH_EINVAL, "path too long: %s", dir);
-    if (rc == 0)
-        rc = open_directory(w, e);
-    if (rc == 0)
-        rc = recover(w, after, e);
-    if (rc == 0) {
-        int why = pthread_create(&w->thread, NULL, log_thread, w);
-        if (why != 0)
-            rc = err_set_errno(e, why, "cannot start the log's thread");
-    }
-    if (rc != 0) {
-        wal_free(w);
-        return rc;
-    }
-    *out = w;
-    return 0;
-}
-
-int wal_close(struct wal *w, struct err *e)
-{
-    if (!w)
-        return 0;
-    pthread_mutex_lock(&w->lock);
-    w->closing = true;
-    pthread_cond_signal(&w->work);
-    pthread_cond_broadcast(&w->done);
-    pthread_mutex_unlock(&w->lock);
-    pthread_join(w->thread, NULL);
-    int rc = 0;
-    if (wal_durable(w) != wal_last(w))
-        rc = err_set(e, w->write_error.code ? w->write_error.code : KITH_EIO,
-                     "the log was closed with its records after %llu not durable: %s",
-                     (unsigned long long)wal_durable(w),
-                     w->write_error.code ? w->write_error.message : "a sync failed");
-    wal_free(w);
-    return rc;
-}
-
-/* --- replay, trim, sizes, check --- */
-
-static int replay_segment(struct wal *w, const struct segment *s, uint64_t after,
-                          uint64_t *next,
-                          int (*fn)(void *arg, const struct wal_record *r, struct err *e),
-                          void *arg, struct err *e)
-{
-    struct wal_scan scan;
-    struct wal_entry r;
-    uint64_t upto = s->next ? s->next->first - 1 : wal_last(w), index = s->first;
-    int rc = wal_scan_open(&scan, w->dir, s->first, e);
-    while (rc == 0 && index <= upto) {
-        rc = wal_scan_next(&scan, &r, e);
-        if (rc < 0)
-            break;
-        if (rc == 0 || r.record.index != index) {
-            rc = err_set(e, KITH_ECORRUPT, "%s:%llu: record %llu is damaged (%s)", scan.path,
-                         (unsigned long long)scan.offset, (unsigned long long)index,
-                         rc == 0 ? scan.why : "another record is there");
-            break;
-        }
-        rc = index > after ? fn(arg, &r.record, e) : 0;
-        index++;
-    }
-    wal_scan_close(&scan);
-    *next = index;
-    return rc;
-}
-
-int wal_replay(struct wal *w, uint64_t after,
-               int (*fn)(void *arg, const struct wal_record *r, struct err *e), void *arg,
-               struct err *e)
-{
-    assert(!w->touched && "wal_replay comes before the first append");
-    uint64_t next = after + 1;
-    int rc = 0;
-    if (w->oldest->first > next)
-        return err_set(e, KITH_ENOTFOUND, "the log begins at record %llu, %llu was asked for",
-                       (unsigned long long)w->oldest->first, (unsigned long long)next);
-    for (struct segment *s = w->oldest; s && rc == 0; s = s->next) {
-        if (s->next && s->next->first <= after + 1)
-            continue;
-        rc = replay_segment(w, s, after, &next, fn, arg, e);
-    }
-    return rc;
-}
-
-int wal_trim(struct wal *w, uint64_t upto, struct err *e)
-{
-    for (;;) {
-        char path[WAL_PATH_MAX];
-        pthread_mutex_lock(&w->lock);
-        struct segment *s = w->oldest;
-        bool can = s->next && s->next->first - 1 <= upto &&
-                   s->next->first - 1 <= wal_durable(w) && s->fd < 0 && !s->dirty &&
-                   w->target != s;
-        int rc = can ? wal_segment_path(path, w->dir, s->first, e) : 0;
-        if (can && rc == 0 && unlink(path) != 0 && errno != ENOENT)
-            rc = err_set_errno(e, errno, "cannot remove %s", path);
-        if (can && rc == 0) {
-            w->oldest = s->next;
-            mem_free(s);
-        }
-        pthread_mutex_unlock(&w->lock);
-        if (!can || rc != 0)
-            return rc;
-    }
-}
-
-uint64_t wal_bytes(const struct wal *w)
-{
-    struct wal *m = (struct wal *)w; /* const to its callers, the lock aside */
-    pthread_mutex_lock(&m->lock);
-    uint64_t bytes = 0;
-    for (const struct segment *s = w->oldest; s; s = s->next)
-        bytes += s->used;
-    pthread_mutex_unlock(&m->lock);
-    return bytes;
-}
-
-uint64_t wal_bytes_after(const struct wal *w, uint64_t index)
-{
-    struct wal *m = (struct wal *)w;
-    uint64_t bytes = 0;
-    pthread_mutex_lock(&m->lock);
-    for (struct segment *s = w->oldest; s; s = s->next) {
-        uint64_t end = s->next ? s->next->first : wal_last(w) + 1;
-        if (end <= index + 1 || end == s->first)
-            continue;
-        uint64_t n = end - s->first, after = index >= s->first ? end - 1 - index : n;
-        bytes += (uint64_t)((double)(s->used - WAL_SEGMENT_HEADER_BYTES) * (double)after /
-                            (double)n);
-    }
-    pthread_mutex_unlock(&m->lock);
-    return bytes;
-}
-
-int wal_check(const char *dir, uint64_t after,
-              void (*note)(void *arg, const char *where, const char *what), void *arg,
-              struct err *e)
-{
-    struct wal_survey v;
-    uint32_t findings = 0;
-    int rc = wal_survey(&v, dir, after, note, arg, &findings, e);
-    if (rc != 0)
-        return rc;
-    wal_survey_deinit(&v);
-    return (int)findings;
 }

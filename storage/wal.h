@@ -72,7 +72,8 @@ int wal_replay(struct wal *w, uint64_t after,
  * KITH_ECLOSED after a failed sync. Reservations do not add up: each covers the appends up to
  * the next. */
 int wal_reserve(struct wal *w, size_t bytes, uint32_t n_records, struct err *e);
-/* Gives back what is left of this thread's reservation; without it, it is held until the next. */
+/* Gives back what is left of this thread's reservation; without it, it is held until the next.
+ */
 void wal_unreserve(struct wal *w);
 /* Appends one record under the last reservation; returns its index. */
 uint64_t wal_append(struct wal *w, uint64_t epoch, const void *payload, size_t bytes);

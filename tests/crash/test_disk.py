@@ -168,6 +168,20 @@ def test_full_disk_during_checkpoint(disk):
         assert code == 0, said
 
 
+def test_room_of_a_large_write_is_given_back():
+    """What one thread reserved of the log and did not need does not make others' segments larger."""
+    with Server(new_folder("room"), *SMALL[:2], "--io-threads", "4") as s:
+        s.start()
+        conns = [s.connect() for _ in range(8)]
+        for c in conns:
+            c.ok("SET", "large", b"v" * (8 * MB))
+        for n in range(60):
+            conns[n % 8].ok("SET", "small", value(n))
+        sizes = {p.name: p.stat().st_size for p in sorted((s.data / "wal").glob("*.wal"))}
+        assert list(sizes.values())[-2:] == [MB, MB], sizes
+        s.stop()
+
+
 def refused(server, *words):
     """The server does not start, with status 1 and a message that has these words."""
     with pytest.raises(NotReady) as e:
