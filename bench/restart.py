@@ -10,6 +10,6 @@ from test_restart import measure
 n = int(sys.argv[1]) if len(sys.argv) > 1 else 200000
 dim = int(sys.argv[2]) if len(sys.argv) > 2 else 384
 print(f"restart to the first search, {n} x {dim}, default settings")
-for what, seconds in measure(n, dim, 1, say=lambda text: None).items():
+for what, seconds in measure(n, dim, 1, show=lambda text: None).items():
     print(f"  {what:40} {seconds:8.3f} s")
     print(f"csv,restart,{n},{dim},{what.strip('()').replace(',', '')},{seconds:.4f}")

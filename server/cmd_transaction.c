@@ -18,7 +18,7 @@ void transaction_queue(struct connection *conn, struct request *q)
 {
     STAILQ_INSERT_TAIL(&conn->multi, q, next);
     conn->n_multi++;
-    conn->multi_bytes += q->parsed.bytes;
+    conn->multi_bytes += dispatch_effect_bytes(q);
 }
 
 static void unwatch(struct connection *conn)

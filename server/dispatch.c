@@ -24,6 +24,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "server/config.h"
+#include "server/effect.h"
 #include "server/engine_link.h"
 #include "server/monitor.h"
 #include "server/net_private.h"
@@ -311,6 +312,14 @@ void dispatch_set_running(struct connection *conn, struct request *q)
     c->embedding = q->texts == TEXTS_READY ? &q->embedding : NULL;
 }
 
+size_t dispatch_effect_bytes(const struct request *q)
+{
+    size_t n = q->parsed.bytes + EFFECT_OVERHEAD_BYTES;
+    if (q->texts == TEXTS_READY && q->embedding.code == 0)
+        n += (size_t)q->embedding.n * q->embedding.dim * sizeof(float);
+    return n;
+}
+
 enum command_result dispatch_in_shard(struct connection *conn, unsigned flags, size_t bytes,
                                       enum command_result (*fn)(struct client *c))
 {
@@ -395,7 +404,7 @@ static enum outcome execute(struct connection *conn, struct request *q)
         apply_reply_mode(conn, reply_start);
         return OUTCOME_KEPT;
     } else {
-        if (dispatch_in_shard(conn, c->command->flags, q->parsed.bytes, c->command->run) ==
+        if (dispatch_in_shard(conn, c->command->flags, dispatch_effect_bytes(q), c->command->run) ==
             COMMAND_WAIT) {
             conn->out.len = reply_start;
             return OUTCOME_WAITS;

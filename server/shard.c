@@ -70,7 +70,8 @@ enum command_result shard_enter(struct shard *s, struct client *c, unsigned flag
         return COMMAND_WAIT;
     }
     struct err e;
-    int rc = admit_write(s, arg_bytes * 4 + RESERVE_SLACK_BYTES, &e);
+    s->reserved = arg_bytes * 4 + RESERVE_SLACK_BYTES;
+    int rc = admit_write(s, s->reserved, &e);
     if (rc == KITH_EBUSY) {
         atomic_store(&s->waiting_for_room, true);
         waitlist_add(s->room, client_ref(c));
@@ -94,9 +95,22 @@ static void give_back_room(struct shard *s)
     s->reserved = false;
 }
 
+/* A change was made that is longer than what was reserved for it. It is in memory already; when the
+ * log has no room for it either, the only truth left is what a restart finds. */
+static void reserve_more(struct shard *s)
+{
+    struct err e;
+    if (wal_reserve(s->wal, s->effects.len, 1, &e) != 0) {
+        err_wrap(&e, "a change that was already made does not fit into the log");
+        s->options.on_fatal(s->options.arg, &e);
+    }
+}
+
 uint64_t shard_leave(struct shard *s)
 {
     if (s->effects.len > 0) {
+        if (s->effects.len > s->reserved)
+            reserve_more(s);
         wal_append(s->wal, s->epoch, s->effects.data, s->effects.len);
         buf_clear(&s->effects);
     }
@@ -136,6 +150,7 @@ static void expire_some(struct shard *s)
         return;
     if (admit_write(s, RESERVE_SLACK_BYTES * 16, &e) != 0)
         return; /* they are not shown to anyone; they go when the log can be written again */
+    s->reserved = RESERVE_SLACK_BYTES * 16;
     size_t room = RESERVE_SLACK_BYTES * 15;
     for (int i = 0; i < EXPIRE_PER_TICK; i++) {
         struct key *k = keyspace_expired(s->keyspace, s->now_ms);

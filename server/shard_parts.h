@@ -50,7 +50,8 @@ struct shard {
     struct keyspace *keyspace;
     uint64_t epoch;
     uint32_t next_set_id;
-    struct buf effects;    /* of the running command */
+    struct buf effects;   /* of the running command */
+    size_t reserved;      /* log space for it */
     bool reserved;         /* the running thread holds a reservation of the log */
     int64_t now_ms;        /* the time all commands of a batch see */
     bool keep_stored;      /* a dropped set is only let go, not deleted from the store */

@@ -2,7 +2,8 @@
 /* Chunked arrays: record arrays (base/records.h) that live in the store.
  *
  * A chunk is one LMDB value of CHUNK_PAGES pages' worth of bytes, so that no page is wasted,
- * and begins with a header that makes its records start on a cache line:
+ * and begins with a header that makes its records start on a cache line (LMDB puts 16 bytes of
+ * its own before a value on pages of its own):
  *
  *   value = { u64 xxh3 of the rest | u32 magic | u32 array | u32 chunk | u32 stride |
  *             u32 n_records | 20 bytes zero | records }            48-byte header
@@ -11,10 +12,11 @@
  * last chunk of an array is stored, and held, only as large as its records need (a set of ten
  * elements costs kilobytes); it is copied to the heap when read, all others are used in place.
  *
- * States of a chunk:   mapped ──writable──► dirty ──freeze──► frozen ──settle──► mapped
- *                                             ▲                  │
- *                                             └──── writable ────┘ (a new copy; the frozen one
- * goes on being written)
+ * States of a chunk:
+ *
+ *   mapped ──writable──► dirty ──freeze──► frozen ──settle──► mapped
+ *                          ▲                  │
+ *                          └──── writable ────┘ (a new copy; the frozen one is still written)
  *
  * A checkpoint: under every owner's lock at once chunks_freeze (no copying: the dirty list
  * changes hands); then without locks chunks_write each into the transaction; store_commit;
@@ -35,8 +37,9 @@ enum { CHUNK_PAGES = 16, CHUNK_HEADER_BYTES = 48 };
 
 struct chunks;
 
-/* n_records is what the owner remembers of the array as of the checkpoint (0: a new one); a
- * chunk that should exist and does not is KITH_ECORRUPT when it is read. */
+/* n_records is what the owner remembers of the array as of the checkpoint, that is, its count
+ * at the freeze (0: a new one); a chunk that should exist and does not, or is not exactly as
+ * long, is KITH_ECORRUPT when it is read. */
 int chunks_open(struct chunks **out, struct store *s, uint32_t array, uint32_t stride,
                 uint32_t n_records, struct err *e);
 /* When no reader is inside and no checkpoint is under way with it. The stored chunks stay. */

@@ -12,18 +12,7 @@
  * write and never moves an overflow run. So pointers to clean chunks survive a refresh, and
  * only those of written chunks are looked up again (storage/chunks.c).
  *
- * Writing. LMDB learns what to free from the header of the old value's first page, which no
- * open-time check has read; so before a value is replaced or deleted that header is held
- * against the key's entry, and a damaged one fails the transaction instead of freeing somebody
- * else's pages. A value that changes its number of pages is deleted first: LMDB would else keep
- * a longer run for a shorter value written twice in a transaction, which the walk at open takes
- * for damage.
- *
- * A commit whose last write, the meta page's, fails leaves the LMDB environment unusable for
- * good (MDB_FATAL_ERROR), though the file is as before. The next store_begin then opens another
- * one on the same file, after a sync that puts the old meta page on the disk before any page is
- * reused. The broken one stays mapped until store_close, since chunks point into its map; its
- * read transaction is left alone, because both environments share the reader table's slots.
+ * Writing is told in storage/store_write.c.
  *
  * What LMDB must not be trusted with, and what is done: flipped bits (the walk at open,
  * checksums in values), a cut file and assertions (storage/store_guard.c), a full disk (no
@@ -33,8 +22,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <lmdb.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -43,81 +30,37 @@
 
 #include "base/epoch.h"
 #include "base/file.h"
-#include "base/hash.h"
 #include "base/mem.h"
 #include "storage/chunks.h"
 #include "storage/lmdb_check.h"
 #include "storage/store_guard.h"
-#include "storage/store_map.h"
+#include "storage/store_internal.h"
 
 enum {
     READERS_MAX = 1024,
-    /* LMDB puts a value on pages of its own when node, key and value exceed me_nodemax. */
-    INLINE_BYTES_MAX = 2038 - 8 - STORE_KEY_BYTES,
-    OVERFLOW_HEADER_BYTES = 16,
     LOCK_FILE_BYTES = 128 * 1024,
-    NEW_STORE_BYTES_MAX = 16 * LMDB_PAGE_BYTES,
-    PATH_BYTES = 4096
+    NEW_STORE_BYTES_MAX = 16 * LMDB_PAGE_BYTES
 };
 
 #define MAP_BYTES_DEFAULT ((size_t)1 << 40)
 
-struct env {
-    struct env *next; /* opened before, broken since */
-    struct store *store;
-    MDB_env *mdb;
-    MDB_dbi dbi[STORE_TABLES_ALL];
-    MDB_txn *txn[2]; /* read transactions: the view's, and the next one's */
-    const char *base;
-    size_t map_bytes;
-    bool fatal; /* a commit failed at the meta page */
-};
-
-struct view {
-    struct env *env;
-    MDB_txn *txn;
-};
-
-struct store_write {
-    struct store *store;
-    MDB_txn *txn; /* NULL once LMDB ended it, or after damage cut a call short */
-    struct store_meta meta;
-    bool failed;
-};
-
-struct store {
-    char dir[PATH_BYTES], path[PATH_BYTES];
-    struct store_options options;
-    int lock_fd;
-    struct env *env;
-    pthread_mutex_t view_lock; /* view, and every call of LMDB on its transaction */
-    struct view view, old;
-    pthread_mutex_t meta_lock; /* meta */
-    struct store_meta meta;    /* of the newest commit */
-    struct store_write write;
-    bool writing;
-    _Atomic bool healthy;
-    _Atomic size_t dirty_bytes;
-};
-
 /* --- errors --- */
 
-static int unhealthy(struct store *s, struct err *e)
+int store_unhealthy(struct store *s, struct err *e)
 {
     return err_set(e, KITH_ECORRUPT,
                    "%s: damage was met in the map of the running process; restart to check it",
                    s->path);
 }
 
-/* LMDB's codes, errno's, and the guard's, converted at the border. */
-static int convert(struct store *s, int rc, struct err *e, const char *what)
+int store_convert(struct store *s, int rc, struct err *e, const char *what)
 {
     switch (rc) {
     case 0:
         return 0;
     case GUARD_DAMAGED:
         atomic_store(&s->healthy, false);
-        return unhealthy(s, e);
+        return store_unhealthy(s, e);
     case MDB_NOTFOUND:
         return err_set(e, KITH_ENOTFOUND, "%s: not found", what);
     case MDB_MAP_FULL:
@@ -152,8 +95,8 @@ int store_guarded(struct store *s, int (*fn)(void *arg), void *arg, struct err *
 {
     int rc = guarded(fn, arg);
     if (rc == GUARD_DAMAGED)
-        return convert(s, rc, e, "");
-    return atomic_load(&s->healthy) ? rc : unhealthy(s, e);
+        return store_convert(s, rc, e, "");
+    return atomic_load(&s->healthy) ? rc : store_unhealthy(s, e);
 }
 
 /* --- the environment --- */
@@ -274,7 +217,7 @@ static size_t map_bytes_wanted(const struct store *s)
     return bytes;
 }
 
-static int env_open(struct store *s, bool fresh, struct env **out, struct err *e)
+int store_env_open(struct store *s, bool fresh, struct env **out, struct err *e)
 {
     size_t floor = 2 * (size_t)store_file_bytes(s) + (16u << 20);
     for (size_t bytes = map_bytes_wanted(s);;
@@ -297,7 +240,7 @@ static int env_open(struct store *s, bool fresh, struct env **out, struct err *e
         env_free(env);
         /* Less address space may do, where it is limited or others have taken it. */
         if (rc != ENOMEM || bytes / 2 < floor)
-            return convert(s, rc, e, "cannot open");
+            return store_convert(s, rc, e, "cannot open");
     }
 }
 
@@ -409,7 +352,7 @@ int store_open(struct store **out, const char *dir, const struct store_options *
     if (rc == 0 && fresh && s->options.read_only)
         rc = err_set(e, KITH_ENOTFOUND, "there is no store in %s", dir);
     if (rc == 0)
-        rc = env_open(s, fresh, &s->env, e);
+        rc = store_env_open(s, fresh, &s->env, e);
     if (rc == 0 && !s->options.read_only)
         rc = write_made(s, e);
     if (rc != 0) {
@@ -481,7 +424,7 @@ static int do_get(void *arg)
 static int find(struct store *s, struct lookup *l, struct err *e)
 {
     if (!atomic_load(&s->healthy))
-        return unhealthy(s, e);
+        return store_unhealthy(s, e);
     pthread_mutex_lock(&s->view_lock);
     l->txn = s->view.txn;
     l->dbi = s->view.env->dbi[l->table];
@@ -490,7 +433,7 @@ static int find(struct store *s, struct lookup *l, struct err *e)
     if (rc == MDB_NOTFOUND)
         return err_set(e, KITH_ENOTFOUND, "there is no value (%u, %u) in table %s", l->a, l->b,
                        store_table_names[l->table]);
-    return convert(s, rc, e, "cannot read");
+    return store_convert(s, rc, e, "cannot read");
 }
 
 static int do_copy(void *arg)
@@ -567,7 +510,7 @@ static int scan_step(void *arg)
     if (rc == MDB_NOTFOUND)
         return 1;
     if (rc != 0)
-        return convert(c->s, rc, c->e, "cannot read");
+        return store_convert(c->s, rc, c->e, "cannot read");
     if (c->key.mv_size != STORE_KEY_BYTES)
         return err_set(c->e, KITH_ECORRUPT, "%s: a key of %zu bytes", c->s->path,
                        c->key.mv_size);
@@ -591,307 +534,13 @@ int store_each(struct store *s, enum store_table table,
                void *arg, struct err *e)
 {
     if (!atomic_load(&s->healthy))
-        return unhealthy(s, e);
+        return store_unhealthy(s, e);
     /* A read transaction of its own: it may take long, and must not hold up the lookups. */
     struct scan c = {.s = s, .table = table, .op = MDB_FIRST, .e = e};
-    int rc = convert(s, guarded(scan_begin, &c), e, "cannot read");
+    int rc = store_convert(s, guarded(scan_begin, &c), e, "cannot read");
     while (rc == 0 && (rc = store_guarded(s, scan_step, &c, e)) == 0)
         rc = fn(arg, c.a, c.b, (char *)c.value.mv_data + STORE_HASH_BYTES,
                 c.value.mv_size - STORE_HASH_BYTES, e);
     guarded(scan_end, &c);
     return rc == 1 ? 0 : rc;
-}
-
-/* --- writing --- */
-
-static int sync_file(struct store *s, struct err *e)
-{
-    int fd = open(s->path, O_RDWR | O_CLOEXEC);
-    if (fd < 0)
-        return err_set_errno(e, errno, "cannot open %s", s->path);
-    int rc = fdatasync(fd) == 0 ? 0 : err_set_errno(e, errno, "cannot sync %s", s->path);
-    close(fd);
-    return rc;
-}
-
-static void change_view(struct store *s, struct env *env, MDB_txn *txn)
-{
-    pthread_mutex_lock(&s->view_lock);
-    s->old = s->view;
-    s->view = (struct view){env, txn};
-    pthread_mutex_unlock(&s->view_lock);
-}
-
-/* After a failed meta page: see the head of this file. */
-static int reopen(struct store *s, struct err *e)
-{
-    struct env *env;
-    int rc = sync_file(s, e);
-    if (rc == 0)
-        rc = env_open(s, false, &env, e);
-    if (rc != 0)
-        return rc;
-    env->next = s->env;
-    s->env = env;
-    change_view(s, env, env->txn[0]);
-    s->old = (struct view){0};
-    epoch_synchronize();
-    return 0;
-}
-
-static int do_begin(void *arg)
-{
-    struct store_write *w = arg;
-    return mdb_txn_begin(w->store->env->mdb, NULL, 0, &w->txn);
-}
-
-int store_begin(struct store *s, struct store_write **out, struct err *e)
-{
-    *out = NULL;
-    assert(!s->writing && "one writer at a time");
-    if (!atomic_load(&s->healthy))
-        return unhealthy(s, e);
-    if (s->options.read_only)
-        return err_set(e, KITH_EINVAL, "the store was opened for reading");
-    int rc = s->env->fatal ? reopen(s, e) : 0;
-    if (rc != 0)
-        return rc;
-    s->write = (struct store_write){.store = s, .meta = s->meta};
-    rc = convert(s, guarded(do_begin, &s->write), e, "cannot begin a checkpoint");
-    if (rc != 0)
-        return rc;
-    s->write.meta.txnid = mdb_txn_id(s->write.txn);
-    s->writing = true;
-    *out = &s->write;
-    return 0;
-}
-
-static uint64_t pages_of(size_t n)
-{
-    return n <= INLINE_BYTES_MAX ? 0 : (OVERFLOW_HEADER_BYTES - 1 + n) / LMDB_PAGE_BYTES + 1;
-}
-
-/* A value that is to be replaced or deleted: its first page must say what its entry says. Pages
- * that this transaction wrote lie on LMDB's heap. */
-static bool page_is_sound(const struct env *env, const MDB_val *v)
-{
-    uintptr_t at = (uintptr_t)v->mv_data - (uintptr_t)env->base;
-    if (v->mv_size <= INLINE_BYTES_MAX || at >= env->map_bytes)
-        return true;
-    const char *page = (const char *)v->mv_data - OVERFLOW_HEADER_BYTES;
-    return at % LMDB_PAGE_BYTES == OVERFLOW_HEADER_BYTES &&
-           load_u64(page) == at / LMDB_PAGE_BYTES && load_u16(page + 10) == 4 &&
-           load_u32(page + 12) == pages_of(v->mv_size);
-}
-
-struct change {
-    struct store_write *w;
-    unsigned table;
-    uint32_t a, b;
-    const void *p; /* NULL: delete */
-    size_t n;
-    uint64_t limit, n_deleted;
-};
-
-static void count_key(struct store_write *w, unsigned table, const char *key, int sign)
-{
-    if (table >= STORE_TABLES)
-        return;
-    w->meta.n_entries[table] += (uint64_t)(int64_t)sign;
-    w->meta.key_sum[table] += (uint64_t)(int64_t)sign * lmdb_key_hash(key, STORE_KEY_BYTES);
-}
-
-static int do_change(void *arg)
-{
-    struct change *c = arg;
-    struct env *env = c->w->store->env;
-    MDB_txn *txn = c->w->txn;
-    MDB_dbi dbi = env->dbi[c->table];
-    char bytes[STORE_KEY_BYTES];
-    store_key_encode(bytes, c->a, c->b);
-    MDB_val key = {sizeof bytes, bytes}, old;
-    size_t head = c->table == STORE_CHUNKS ? 0 : STORE_HASH_BYTES;
-    int rc = mdb_get(txn, dbi, &key, &old);
-    if (rc != 0 && rc != MDB_NOTFOUND)
-        return rc;
-    bool exists = rc == 0;
-    if (exists && !page_is_sound(env, &old))
-        return MDB_CORRUPTED;
-    if (exists && (!c->p || pages_of(old.mv_size) != pages_of(head + c->n))) {
-        if ((rc = mdb_del(txn, dbi, &key, NULL)) != 0)
-            return rc;
-    }
-    if (exists != (c->p != NULL))
-        count_key(c->w, c->table, bytes, exists ? -1 : 1);
-    if (!c->p)
-        return 0;
-    MDB_val value = {head + c->n, NULL};
-    if ((rc = mdb_put(txn, dbi, &key, &value, MDB_RESERVE)) != 0)
-        return rc;
-    if (head)
-        store_u64(value.mv_data, store_value_hash(c->table, c->a, c->b, c->p, c->n));
-    if (c->n)
-        memcpy((char *)value.mv_data + head, c->p, c->n);
-    return 0;
-}
-
-static int change(struct change *c, int (*fn)(void *arg), struct err *e)
-{
-    struct store_write *w = c->w;
-    if (w->failed)
-        return err_set(e, KITH_EINVAL, "the checkpoint failed before; it can only be aborted");
-    int rc = guarded(fn, c);
-    if (rc != 0)
-        w->failed = true;
-    if (rc == GUARD_DAMAGED)
-        w->txn = NULL;
-    return convert(w->store, rc, e, "cannot write");
-}
-
-int store_put(struct store_write *w, enum store_table table, uint32_t a, uint32_t b,
-              const void *p, size_t n, struct err *e)
-{
-    if (n > UINT32_MAX - STORE_HASH_BYTES)
-        return err_set(e, KITH_ELIMIT, "a value of %zu bytes", n);
-    return change(
-        &(struct change){.w = w, .table = table, .a = a, .b = b, .p = p ? p : "", .n = n},
-        do_change, e);
-}
-
-int store_delete(struct store_write *w, enum store_table table, uint32_t a, uint32_t b,
-                 struct err *e)
-{
-    return change(&(struct change){.w = w, .table = table, .a = a, .b = b}, do_change, e);
-}
-
-static int do_delete_all(void *arg)
-{
-    struct change *c = arg;
-    struct env *env = c->w->store->env;
-    MDB_cursor *cursor;
-    char bytes[STORE_KEY_BYTES];
-    store_key_encode(bytes, c->a, 0);
-    MDB_val key = {sizeof bytes, bytes}, value;
-    int rc = mdb_cursor_open(c->w->txn, env->dbi[c->table], &cursor);
-    if (rc != 0)
-        return rc;
-    MDB_cursor_op op = MDB_SET_RANGE;
-    while ((c->limit == 0 || c->n_deleted < c->limit) &&
-           (rc = mdb_cursor_get(cursor, &key, &value, op)) == 0 &&
-           memcmp(key.mv_data, bytes, 4) == 0) {
-        op = MDB_NEXT;
-        char gone[STORE_KEY_BYTES];
-        memcpy(gone, key.mv_data, sizeof gone);
-        rc = page_is_sound(env, &value) ? mdb_cursor_del(cursor, 0) : MDB_CORRUPTED;
-        if (rc != 0)
-            break;
-        count_key(c->w, c->table, gone, -1);
-        c->n_deleted++;
-    }
-    mdb_cursor_close(cursor);
-    return rc == MDB_NOTFOUND ? 0 : rc;
-}
-
-int64_t store_delete_all(struct store_write *w, enum store_table table, uint32_t a,
-                         uint64_t limit, struct err *e)
-{
-    struct change c = {.w = w, .table = table, .a = a, .limit = limit};
-    int rc = change(&c, do_delete_all, e);
-    return rc != 0 ? rc : (int64_t)c.n_deleted;
-}
-
-static int do_commit(void *arg)
-{
-    struct store_write *w = arg;
-    MDB_txn *txn = w->txn;
-    char key[STORE_KEY_BYTES], meta[STORE_META_BYTES];
-    store_key_encode(key, 0, 0);
-    store_meta_encode(meta, &w->meta);
-    int rc = mdb_put(txn, w->store->env->dbi[STORE_META], &(MDB_val){sizeof key, key},
-                     &(MDB_val){sizeof meta, meta}, 0);
-    if (rc != 0)
-        return rc;
-    w->txn = NULL; /* a commit ends it, also where it fails */
-    return mdb_txn_commit(txn);
-}
-
-static int do_abort(void *arg)
-{
-    struct store_write *w = arg;
-    mdb_txn_abort(w->txn);
-    return 0;
-}
-
-void store_abort(struct store_write *w)
-{
-    if (w->txn)
-        guarded(do_abort, w);
-    w->txn = NULL;
-    w->store->writing = false;
-}
-
-/* Whether LMDB gave the environment up. It refuses even to begin reading then. */
-static int probe(void *arg)
-{
-    struct env *env = arg;
-    MDB_txn *txn;
-    int rc = mdb_txn_begin(env->mdb, NULL, 0, &txn);
-    if (rc == 0)
-        mdb_txn_abort(txn);
-    return rc;
-}
-
-int store_commit(struct store_write *w, uint64_t epoch, uint64_t index, struct err *e)
-{
-    struct store *s = w->store;
-    int rc = 0;
-    if (w->failed)
-        rc = err_set(e, KITH_EINVAL, "the checkpoint failed before; it can only be aborted");
-    w->meta.state = (struct store_state){epoch, index, s->meta.state.checkpoints + 1};
-    if (rc == 0)
-        rc = convert(s, guarded(do_commit, w), e, "cannot commit a checkpoint");
-    if (rc == 0) {
-        pthread_mutex_lock(&s->meta_lock);
-        s->meta = w->meta;
-        pthread_mutex_unlock(&s->meta_lock);
-    } else if (atomic_load(&s->healthy)) {
-        s->env->fatal = guarded(probe, s->env) == MDB_PANIC;
-    }
-    store_abort(w);
-    if (s->env->fatal)
-        (void)reopen(s, NULL); /* else the next store_begin tries again, and tells why */
-    return rc;
-}
-
-static int do_renew(void *arg)
-{
-    return mdb_txn_renew(arg);
-}
-
-int store_refresh(struct store *s, struct err *e)
-{
-    assert(!s->old.txn && "store_refreshed is missing");
-    if (!atomic_load(&s->healthy))
-        return unhealthy(s, e);
-    struct env *env = s->env;
-    MDB_txn *next = s->view.txn == env->txn[0] ? env->txn[1] : env->txn[0];
-    int rc = convert(s, guarded(do_renew, next), e, "cannot read the new checkpoint");
-    if (rc == 0)
-        change_view(s, env, next);
-    return rc;
-}
-
-static int do_reset(void *arg)
-{
-    mdb_txn_reset(arg);
-    return 0;
-}
-
-void store_refreshed(struct store *s)
-{
-    if (!s->old.txn)
-        return;
-    epoch_synchronize();
-    guarded(do_reset, s->old.txn);
-    s->old = (struct view){0};
 }

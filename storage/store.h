@@ -1,20 +1,23 @@
 #pragma once
 /* The store: the LMDB environment, the durable home of everything.
  *
- * Four tables of checksummed values under pairs of 32-bit numbers. The store does not know what
- * they mean. Writing happens in one transaction at a time, the checkpoint's; reading goes
- * through one long-lived read transaction that the checkpoint renews (see storage/chunks.h), so
- * a pointer into the map stays valid until the reader leaves its epoch bracket.
+ * Three tables of checksummed values under pairs of 32-bit numbers, and a meta record. The
+ * store does not know what they mean. Writing happens in one transaction at a time, the
+ * checkpoint's; reading goes through one long-lived read transaction that the checkpoint renews
+ * (see storage/chunks.h), so a pointer into the map stays valid until the reader leaves its
+ * epoch bracket.
  *
  *   value = { u64 xxh3 of table, key and the bytes after | bytes }     (chunks: see chunks.h)
  *
  * LMDB trusts its file: a flipped bit is a wrong answer, a zeroed page an abort, a cut file a
  * SIGBUS. So store_open walks the file's trees with code of its own first (page numbers,
  * bounds, key order, every page used once or free), values carry checksums, counts of entries
- * are kept in the meta record and compared, and a SIGBUS or an LMDB assertion inside the map
- * turns into an unhealthy store and KITH_ECORRUPT, not into a dead process.
+ * and a sum over all keys are kept in the meta record and compared, and a SIGBUS or an LMDB
+ * assertion inside the map turns into an unhealthy store and KITH_ECORRUPT, not into a dead
+ * process.
  *
- * Owns: DIR/store/ (data.mdb, lock.mdb). Thread: reads from any thread; one writer. */
+ * Owns: DIR/store/: data.mdb and lock.mdb, LMDB's; owner, the lock of the process; made, which
+ * says that the store was once complete. Thread: reads from any thread; one writer. */
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -29,7 +32,7 @@ struct store_write;
 enum store_table { STORE_KEYS, STORE_BLOBS, STORE_CHUNKS, STORE_TABLES };
 
 struct store_options {
-    size_t map_bytes; /* 0: 1 TiB of address space, less where RLIMIT_AS says so */
+    size_t map_bytes; /* 0: 1 TiB of address space, less where RLIMIT_AS or others need it */
     bool read_only;   /* for tools: no lock file of ours, no SIGBUS handler */
 };
 
@@ -60,7 +63,9 @@ int store_each(struct store *s, enum store_table table,
                          struct err *e),
                void *arg, struct err *e);
 
-/* One checkpoint's transaction. After a failed put or delete only store_abort is allowed. */
+/* One checkpoint's transaction. After a failed put or delete only store_abort is allowed. LMDB
+ * keeps what is put in memory until the commit; beyond some 130,000 values it spills to the
+ * file, which works but leaks a little, so plan checkpoints smaller. */
 int store_begin(struct store *s, struct store_write **out, struct err *e);
 int store_put(struct store_write *w, enum store_table table, uint32_t a, uint32_t b,
               const void *p, size_t n, struct err *e);
@@ -71,16 +76,19 @@ int store_delete(struct store_write *w, enum store_table table, uint32_t a, uint
  * pages makes LMDB's allocator slow. */
 int64_t store_delete_all(struct store_write *w, enum store_table table, uint32_t a,
                          uint64_t limit, struct err *e);
-/* Durable when it returns 0; a failed commit changes nothing and the store goes on. */
+/* Durable when it returns 0; a failed commit changes nothing and the store goes on. Either way
+ * the transaction has ended. Thread: outside any epoch bracket. */
 int store_commit(struct store_write *w, uint64_t epoch, uint64_t index, struct err *e);
 void store_abort(struct store_write *w);
 /* After a commit: opens the read transaction of the new state for everybody. Call chunks_settle
  * on every array that took part, then store_refreshed, which waits until no reader is left on
- * the old one and ends it. Thread: the checkpointer, outside any epoch bracket. */
+ * the old one and ends it. Where it fails the commit stands: settle with committed = true all
+ * the same (the copies stay on the heap), then go on. Thread: the checkpointer, outside any
+ * epoch bracket. */
 int store_refresh(struct store *s, struct err *e);
 void store_refreshed(struct store *s);
 
-/* Offline: walks pages, checks every value of every table. Returns findings or a negative code.
- */
+/* Offline: walks pages, checks every value of every table. Returns the number of findings, each
+ * told to note, or a negative code. With note NULL the first finding is the error. */
 int store_check(const char *dir, void (*note)(void *arg, const char *where, const char *what),
                 void *arg, struct err *e);

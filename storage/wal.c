@@ -1,8 +1,9 @@
 /* How the log works.
  *
- *   appenders ──memcpy──► active buffer ──swap──► in-flight buffer ──pwrite──► segment
- * ──fdatasync (lock)                  (io lock)                    (io lock)          (log
- * thread)
+ *   appenders ──memcpy──► active buffer       under `lock`
+ *   active ──swap──► in-flight buffer         under `io` and `lock`
+ *   in-flight ──pwrite──► segment             under `io`, by the log's thread or wal_flush
+ *   segment ──fdatasync──► disk               by the log's thread, without a lock
  *
  * Appenders copy records into the active buffer under a short lock; a group is whatever
  * gathered there while the group before was written and synced, so a thousand clients share one
@@ -13,8 +14,8 @@
  *   - the sum of all outstanding reservations fits into the current segment's preallocated rest
  *     (and into the buffer's memory), so an append needs neither memory nor disk;
  *   - where it does not, the log rolls to the spare segment, which the log's thread makes ahead
- * of time; only when there is none yet does a reservation wait, and only there does a full disk
- *     show. Nothing is remembered of a refusal, so the next reservation tries again.
+ *     of time; only when there is none yet does a reservation wait, and only there does a full
+ *     disk show. Nothing is remembered of a refusal, so the next reservation tries again.
  *
  * A segment is made under a temporary name, preallocated, given its header and synced; it gets
  * its real name when its first record is written, and the directory is synced before that

@@ -5,21 +5,27 @@
  * know what a payload means. A record is one atomic change: after a crash it is there whole or
  * not at all. Indexes count from 1 and have no gaps; epochs never decrease.
  *
- *   DIR/wal/00000000000000000001.wal   segment, named by its first index; preallocated, so that
- * a full disk shows when a segment is made and never later DIR/wal/durable the newest index
- * known durable, written (not synced) after each sync: lets recovery tell a torn tail, which it
- * cuts, from damage to what was acknowledged, which it reports
+ *   DIR/wal/00000000000000000001.wal   segment, named by its first index; preallocated, so
+ *                                      that a full disk shows when a segment is made and
+ *                                      never later
+ *   DIR/wal/durable                    the newest index known durable, written (not synced)
+ *                                      after each sync: lets recovery tell a torn tail, which
+ *                                      it cuts, from damage to what was acknowledged, which
+ *                                      it reports
+ *   DIR/wal/lock                       held by the process that has the log open
  *
- *   record = { u64 xxh3 of the rest | u32 length | u32 magic | u64 epoch | u64 index | payload
- * } padded to 8 bytes
+ * The bytes are drawn in storage/wal_format.h. A record also carries the index that was durable
+ * when it was appended: where records after a broken one are whole, that tells blocks of one
+ * unsynced group that a power cut let through out of order from damage to what was durable.
  *
- * Order of a write: wal_reserve (may refuse: no space) → the caller changes its memory →
- * wal_append (cannot fail) → wal_flush or the log's own thread writes → fdatasync → the durable
- * index advances and on_advance is called. A failed fdatasync is final: on_fatal is called
- * once, the durable index never moves again, and the program must say so and end.
+ * Order of a write: wal_reserve (may refuse: no space), then the caller changes its memory,
+ * then wal_append (cannot fail), then wal_flush or the log's own thread writes, then fdatasync,
+ * then the durable index advances and on_advance is called. A failed fdatasync is final:
+ * on_fatal is called once, the durable index never moves again, and the program must say so and
+ * end.
  *
- * Owns: the directory DIR/wal. Thread: reserve and append are serialised inside; the callbacks
- * come from the log's own thread and must be short. */
+ * Owns: the directory DIR/wal. Thread: all but open, replay and close may be called from any
+ * thread. The callbacks must be short. */
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -38,7 +44,8 @@ enum wal_sync {
 struct wal_options {
     enum wal_sync sync;
     uint64_t segment_bytes; /* 0: 64 MiB. A larger record gets a segment of its own size */
-    /* May be NULL. on_advance: the released index (wal_released) moved. */
+    /* May be NULL. on_advance: the released index (wal_released) moved. Called without any lock
+     * of the log's, by its thread, or by the wal_flush or wal_set_sync that moved it. */
     void (*on_advance)(void *arg);
     void (*on_fatal)(void *arg, const struct err *why);
     void *arg;
@@ -54,10 +61,12 @@ enum { WAL_PAYLOAD_MAX = 1 << 30 };
 
 /* Opens or creates the log, checks it and cuts a torn tail. `after` is the index the checkpoint
  * stands for: the log must hold every record from after + 1 on, else KITH_ECORRUPT says which
- * are missing. Damage before the durable index is KITH_ECORRUPT with file and offset. */
+ * are missing. Damage before the durable index is KITH_ECORRUPT with file and offset. A log
+ * that is not there at all begins with after + 1. All records found are synced before it
+ * returns. KITH_EBUSY: another process has it. */
 int wal_open(struct wal **out, const char *dir, const struct wal_options *options,
              uint64_t after, struct err *e);
-/* Flushes, syncs, stops the thread. */
+/* Flushes, syncs, stops the thread, frees. An error says that not all became durable. */
 int wal_close(struct wal *w, struct err *e);
 
 /* Calls fn for each record with an index greater than `after`, in order. Before the first
@@ -101,7 +110,8 @@ uint64_t wal_bytes_after(const struct wal *w,
                          uint64_t index); /* roughly; to plan checkpoints */
 
 /* Offline: verifies every record; calls note for each finding (file, offset, what). Returns the
- * number of findings or a negative code. */
+ * number of findings or a negative code. With note NULL the first finding is the error. A torn
+ * tail is no finding. */
 int wal_check(const char *dir, uint64_t after,
               void (*note)(void *arg, const char *where, const char *what), void *arg,
               struct err *e);

@@ -33,6 +33,15 @@ SEED = int(os.environ.get("KITH_SEED", "0")) or random.SystemRandom().randrange(
 SMALL = ["--log-segment-bytes", "1mb", "--checkpoint-log-bytes", "1mb", "--checkpoint-interval", "1"]
 
 
+figures = []
+
+
+def say(text):
+    """A line for the end of the run (conftest.py)."""
+    figures.append(f"{text} (KITH_SEED={SEED})")
+    print(text)
+
+
 def repeat(short, long):
     """How often: `short` in make test, `long` with KITH_LONG=1; less under a sanitizer."""
     return max(2, (long if LONG else short) // {"release": 1, "asan": 8, "tsan": 16}[VARIANT])

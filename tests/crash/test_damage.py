@@ -25,6 +25,7 @@ from crashlib import (
     check,
     new_folder,
     repeat,
+    say,
 )
 
 PAGE = 4096
@@ -256,7 +257,7 @@ def attempt(o, s, what):
 
 
 def test_damaged_copies(original):
-    n = repeat(500, 500)
+    n = repeat(500, 2500)
     print(f"KITH_SEED={SEED}")
     outcomes, said = collections.Counter(), collections.Counter()
     for i in range(n):
@@ -264,7 +265,7 @@ def test_damaged_copies(original):
         print(i, what, outcome, detail[:160])
         outcomes[what.split(" ")[0], outcome] += 1
         said[outcome] += 1
-    print(f"{n} damaged copies, 0 crashes, 0 wrong answers: {dict(said)}")
+    say(f"{n} damaged copies, 0 crashes, 0 wrong answers: {dict(said)}")
     for row, count in sorted(outcomes.items()):
         print(count, *row)
     assert said["refused"] + said["errors"] > n / 4, "the damage does not meet anything"

@@ -7,7 +7,7 @@ import os
 import time
 
 import numpy as np
-from crashlib import SEED, VARIANT, Server, check, new_folder, pack
+from crashlib import SEED, VARIANT, Server, check, new_folder, pack, say
 from kithtest import SLOWER
 
 KEY = b"vectors"
@@ -90,7 +90,7 @@ class Build:
         return found
 
 
-def measure(n, dim, seed, *options, say=print):
+def measure(n, dim, seed, *options, show=print):
     """{what: seconds}"""
     b = Build(n, dim, seed, *options)
     out = {}
@@ -101,14 +101,14 @@ def measure(n, dim, seed, *options, say=print):
         out["kill -9 while adding, half of it"] = None
         s.kill()
         out["kill -9 while adding, half of it"] = b.restart_seconds()
-        say(s.log())
+        show(s.log())
         b.add(n)
         b.wait_linked()
         out["(adding and linking all)"] = time.perf_counter() - start
         b.sample = b.answers()
         s.stop()
         out["clean stop"] = b.restart_seconds()
-        say(s.log())
+        show(s.log())
         s.stop()
         forget_cached(s.data)
         out["clean stop, nothing cached"] = b.restart_seconds()
@@ -124,7 +124,7 @@ def measure(n, dim, seed, *options, say=print):
 def test_restart_to_first_search():
     n = 20000 if VARIANT == "release" else 1500
     times = measure(n, 64, SEED)
-    print(f"KITH_SEED={SEED}: {n} x 64: {({k: round(v, 3) for k, v in times.items()})}")
+    say(f"restart of {n} x 64, seconds: {({k: round(v, 3) for k, v in times.items()})}")
     for what, seconds in times.items():
         if not what.startswith("("):
             assert seconds < 1.0 * SLOWER, f"{what}: {seconds:.3f} s"

@@ -34,6 +34,7 @@ from crashlib import (
     new_folder,
     observe,
     pack,
+    say,
 )
 
 WRITES = ("write", "pwrite64", "writev", "pwritev")
@@ -210,7 +211,7 @@ def test_every_call(library):
         table[kind, name, place, end, re.sub(r"\d+", "N", said)[:110]] += 1
     for row, n in sorted(table.items(), key=str):
         print(n, *row)
-    print(f"{len(calls)} calls change the data directory; {tried} faults tried, 0 lost, every start worked")
+    say(f"{len(calls)} calls change the data directory; {tried} faults tried, 0 lost, every start worked")
 
 
 def test_every_call_of_a_recovery(library):
@@ -230,7 +231,7 @@ def test_every_call_of_a_recovery(library):
             end, name, path, errors, _ = one(library, at, kind, after=before)
             assert allowed_end(kind, name, path, end), f"{kind} at {at} ({name} {path}): {end}"
             tried += 1
-    print(f"{len(calls)} calls of a recovery and a short life; {tried} faults tried, 0 lost")
+    say(f"{len(calls)} calls of a recovery and a short life; {tried} faults tried, 0 lost")
 
 
 def test_faults_that_last(library):
