@@ -37,7 +37,7 @@ static int admit_write(struct shard *s, size_t bytes, struct err *e)
 {
     if (atomic_load(&s->failed))
         return err_set(e, KITH_EIO, "the log failed and the server is stopping");
-    s->reserved = true;
+    s->reserved = bytes;
     return wal_reserve(s->wal, bytes, 1, e);
 }
 
@@ -70,8 +70,7 @@ enum command_result shard_enter(struct shard *s, struct client *c, unsigned flag
         return COMMAND_WAIT;
     }
     struct err e;
-    s->reserved = arg_bytes * 4 + RESERVE_SLACK_BYTES;
-    int rc = admit_write(s, s->reserved, &e);
+    int rc = admit_write(s, arg_bytes * 4 + RESERVE_SLACK_BYTES, &e);
     if (rc == KITH_EBUSY) {
         atomic_store(&s->waiting_for_room, true);
         waitlist_add(s->room, client_ref(c));
@@ -92,7 +91,7 @@ static void give_back_room(struct shard *s)
 {
     if (s->reserved)
         wal_unreserve(s->wal);
-    s->reserved = false;
+    s->reserved = 0;
 }
 
 /* A change was made that is longer than what was reserved for it. It is in memory already; when the
@@ -150,7 +149,6 @@ static void expire_some(struct shard *s)
         return;
     if (admit_write(s, RESERVE_SLACK_BYTES * 16, &e) != 0)
         return; /* they are not shown to anyone; they go when the log can be written again */
-    s->reserved = RESERVE_SLACK_BYTES * 16;
     size_t room = RESERVE_SLACK_BYTES * 15;
     for (int i = 0; i < EXPIRE_PER_TICK; i++) {
         struct key *k = keyspace_expired(s->keyspace, s->now_ms);
