@@ -120,9 +120,20 @@ int recovery_load(struct shard *s, struct err *e)
 
 struct replay {
     struct shard *s;
+    struct buf vector; /* the one being applied: in a record it may lie anywhere */
     uint64_t n;
     int64_t start_us, said_us;
 };
+
+static int align_vector(struct replay *x, struct effect *f, struct err *e)
+{
+    buf_clear(&x->vector);
+    buf_append(&x->vector, f->vector, (size_t)f->dim * sizeof(float));
+    if (x->vector.failed)
+        return err_set(e, KITH_ENOMEM, "out of memory for a vector");
+    f->vector = x->vector.data;
+    return 0;
+}
 
 static int replay_record(void *arg, const struct wal_record *record, struct err *e)
 {
@@ -135,7 +146,9 @@ static int replay_record(void *arg, const struct wal_record *record, struct err 
     struct effect f;
     struct effect_storage storage;
     while (effect_decode(&r, &f, &storage)) {
-        int rc = shard_apply(x->s, &f, e);
+        int rc = f.op == EFFECT_VADD ? align_vector(x, &f, e) : 0;
+        if (rc == 0)
+            rc = shard_apply(x->s, &f, e);
         if (rc != 0)
             return err_wrap(e, "log record %llu", (unsigned long long)record->index);
     }
@@ -156,7 +169,9 @@ int recovery_replay(struct shard *s, struct err *e)
 {
     struct replay x = {.s = s, .start_us = clock_mono_us()};
     x.said_us = x.start_us;
+    buf_init(&x.vector);
     int rc = wal_replay(s->wal, store_state(s->store).index, replay_record, &x, e);
+    buf_deinit(&x.vector);
     if (rc == 0)
         log_info("recovered: checkpoint at index %llu and %llu changes of the log in %lld ms",
                  (unsigned long long)store_state(s->store).index, (unsigned long long)x.n,

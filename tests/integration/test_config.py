@@ -89,6 +89,7 @@ def test_set_errors_say_what_would_be_right(server, words, told):
 def test_settings_take_effect(make_server):
     s = make_server("--maxmemory", 0)
     with s.wire() as w:
+        w.cmd("SET", "k", bytes(1000))
         w.cmd("CONFIG", "SET", "maxmemory", 1)
         assert w.cmd("SET", "k", "v").startswith("OOM")
         w.cmd("CONFIG", "SET", "maxmemory", 0)

@@ -202,7 +202,8 @@ def test_expiry_goes_on_across_a_restart(make_server):
     wait_until(lambda: time.time() * 1000 > now + 320, what="the time to pass")
     s.start()
     with s.wire() as w:
-        assert w.cmd("EXISTS", "short") == 0 and w.cmd("DBSIZE") == 3
+        assert w.cmd("EXISTS", "short") == 0
+        wait_until(lambda: w.cmd("DBSIZE") == 3, what="the expired key to go")
         assert abs(w.cmd("PTTL", "long") - (now + 1000000 - time.time() * 1000)) < 2000
         assert abs(w.cmd("PTTL", "v") - (now + 2000000 - time.time() * 1000)) < 2000
         assert w.cmd("TTL", "kept") == -1
@@ -295,7 +296,7 @@ def test_log_does_not_grow_without_bound(make_server):
         assert w.cmd("SAVE") == "OK"
     size = sum(f.stat().st_size for f in s.data.rglob("*") if f.is_file())
     assert size < 200e6, size
-    assert int(s.info("persistence")["rdb_saves"]) > 2
+    assert int(s.info("persistence")["rdb_saves"]) >= 2, "SAVE's own, and one by size"
 
 
 def test_directory_in_use(make_server):
