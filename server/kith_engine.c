@@ -29,11 +29,11 @@
 #include "base/bytes.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/version.h"
 #include "engine/embedder.h"
 #include "engine/wordpiece.h"
 #include "protocol/resp_read.h"
 #include "protocol/resp_write.h"
-#include "server/server.h"
 
 enum { EXIT_USAGE = 2, EXIT_NO_MODEL = 2, READ_BYTES = 256 * 1024, ID_MAX_BYTES = 20 };
 

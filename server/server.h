@@ -6,6 +6,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/version.h"
+
 struct config;
 struct shard;
 struct net;
@@ -31,5 +33,4 @@ struct server {
     _Atomic bool stopping, stop_without_save;
 };
 
-#define KITH_VERSION "0.1.0"
 #define KITH_REDIS_VERSION "8.2.0" /* the Redis whose behaviour is matched */

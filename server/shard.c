@@ -37,8 +37,9 @@ static int admit_write(struct shard *s, size_t bytes, struct err *e)
 {
     if (atomic_load(&s->failed))
         return err_set(e, KITH_EIO, "the log failed and the server is stopping");
-    s->reserved = bytes;
-    return wal_reserve(s->wal, bytes, 1, e);
+    int rc = wal_reserve(s->wal, bytes, 1, e);
+    s->reserved = rc == 0 ? bytes : 0; /* a refused command does not come to shard_leave */
+    return rc;
 }
 
 enum command_result shard_enter(struct shard *s, struct client *c, unsigned flags,

@@ -17,6 +17,7 @@
 #include "base/bytes.h"
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/version.h"
 #include "engine/half.h"
 #include "engine/tensor.h"
 #include "tools/gguf_write.h"

@@ -44,7 +44,7 @@ def say(text):
 
 def repeat(short, long):
     """How often: `short` in make test, `long` with KITH_LONG=1; less under a sanitizer."""
-    return max(2, (long if LONG else short) // {"release": 1, "asan": 8, "tsan": 16}[VARIANT])
+    return max(2, (long if LONG else short) // {"release": 1, "asan": 3, "tsan": 10}[VARIANT])
 
 
 def new_folder(name, disk=True):

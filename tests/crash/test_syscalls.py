@@ -192,7 +192,7 @@ def points(calls, rng):
         if name in WRITES:
             kinds += ["half", "short"]
         out += [(n, k) for k in kinds]
-    share = {"release": 1, "asan": 0.05, "tsan": 0.02}[VARIANT] * (8 if LONG and VARIANT != "release" else 1)
+    share = {"release": 1, "asan": 0.2, "tsan": 0.02}[VARIANT] * (5 if LONG else 1)
     return out if share >= 1 else rng.sample(out, int(len(out) * share))
 
 
