@@ -16,7 +16,11 @@
 #include "storage/chunks.h"
 
 /* Log space kept ready beyond what a command's arguments may become. */
-enum { RESERVE_SLACK_BYTES = 256 * 1024, EXPIRE_PER_TICK = 500 };
+enum {
+    RESERVE_SLACK_BYTES = 256 * 1024,
+    EXPIRE_PER_TICK = 500,
+    MEASURE_EVERY_BYTES = 1024 * 1024
+};
 
 void shard_lock(struct shard *s)
 {
@@ -31,6 +35,29 @@ void shard_unlock(struct shard *s)
 }
 
 /* --- entering and leaving --- */
+
+static uint64_t memory_in_use(void)
+{
+    struct mallinfo2 m = mallinfo2();
+    return (uint64_t)m.uordblks + (uint64_t)m.hblkhd;
+}
+
+/* Asking the allocator takes too long for every write, so it is asked at each tick and whenever
+ * the writes since then could have passed the limit by more than a small part of it. */
+static bool past_memory_limit(struct shard *s, size_t arg_bytes)
+{
+    uint64_t limit = s->options.maxmemory;
+    if (!limit)
+        return false;
+    uint64_t part = limit / 64 > MEASURE_EVERY_BYTES ? limit / 64 : MEASURE_EVERY_BYTES;
+    uint64_t used = atomic_load_explicit(&s->used_memory, memory_order_relaxed);
+    if (used <= limit && (s->unmeasured_bytes += arg_bytes) > part) {
+        used = memory_in_use();
+        atomic_store_explicit(&s->used_memory, used, memory_order_relaxed);
+        s->unmeasured_bytes = 0;
+    }
+    return used > limit;
+}
 
 /* Why no write can be taken now; 0 when it can. */
 static int admit_write(struct shard *s, size_t bytes, struct err *e)
@@ -48,9 +75,7 @@ enum command_result shard_enter(struct shard *s, struct client *c, unsigned flag
     *refused = false;
     if (!(flags & CMD_WRITE))
         return COMMAND_DONE;
-    uint64_t limit = s->options.maxmemory;
-    if ((flags & CMD_DENYOOM) && limit &&
-        atomic_load_explicit(&s->used_memory, memory_order_relaxed) > limit) {
+    if ((flags & CMD_DENYOOM) && past_memory_limit(s, arg_bytes)) {
         resp_error(c->out, "OOM command not allowed when used memory > 'maxmemory'.");
         *refused = true;
         return COMMAND_DONE;
@@ -95,8 +120,8 @@ static void give_back_room(struct shard *s)
     s->reserved = 0;
 }
 
-/* A change was made that is longer than what was reserved for it. It is in memory already; when the
- * log has no room for it either, the only truth left is what a restart finds. */
+/* A change was made that is longer than what was reserved for it. It is in memory already; when
+ * the log has no room for it either, the only truth left is what a restart finds. */
 static void reserve_more(struct shard *s)
 {
     struct err e;
@@ -167,12 +192,6 @@ static void expire_some(struct shard *s)
         s->expired_keys++;
     }
     shard_leave(s);
-}
-
-static uint64_t memory_in_use(void)
-{
-    struct mallinfo2 m = mallinfo2();
-    return (uint64_t)m.uordblks + (uint64_t)m.hblkhd;
 }
 
 void shard_tick(struct shard *s)

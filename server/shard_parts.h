@@ -59,7 +59,8 @@ struct shard {
     _Atomic bool failed; /* the log's sync failed: the process is about to end */
     uint64_t n_vectors;  /* of all sets */
     uint64_t expired_keys, hits, misses;
-    _Atomic uint64_t used_memory; /* sampled by the tick */
+    _Atomic uint64_t used_memory; /* as last sampled */
+    uint64_t unmeasured_bytes;    /* of writes since a write last sampled it */
     struct checkpoint_state checkpoint;
     struct linker linker;
 };

@@ -12,21 +12,8 @@ import shutil
 import signal
 
 import pytest
-from crashlib import (
-    DIM,
-    SEED,
-    SMALL,
-    VECTOR_WORDS,
-    Error,
-    Gone,
-    NotReady,
-    Server,
-    Writer,
-    check,
-    new_folder,
-    repeat,
-    say,
-)
+from crashlib import SEED, SMALL, Error, Gone, NotReady, Server, check, new_folder, repeat, say
+from model import DIM, VECTOR_WORDS, Writer
 
 PAGE = 4096
 DBS = (0, 1, 5)

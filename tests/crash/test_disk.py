@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from crashlib import SMALL, VARIANT, Error, Gone, NotReady, Server, Writer, check, new_folder, observe, pack
+from crashlib import SMALL, Error, NotReady, Server, check, new_folder
 from kithtest import BIN, run_program, wait_until
 
 MB = 1 << 20

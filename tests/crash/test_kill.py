@@ -12,7 +12,8 @@ import signal
 import threading
 import time
 
-from crashlib import SEED, SMALL, Error, Gone, Server, Writer, check, good, new_folder, observe, pack, repeat, say
+from crashlib import SEED, SMALL, Error, Gone, Server, check, new_folder, pack, repeat, say
+from model import Writer, good, observe
 
 N_WRITERS = 4
 
@@ -192,6 +193,36 @@ def test_kill_under_load():
     say(f"{totals['kills']} kills and {totals['terms']} stops under load in {time.time() - start:.0f} s: "
         f"{totals['acknowledged']} acknowledged writes, 0 lost, 0 taken back, 0 failed starts")
     assert totals["acknowledged"] > n * 20
+
+
+def test_expired_keys_stay_gone():
+    """A time to live is an absolute time in the log: it goes on while the server is dead."""
+    rng = random.Random(SEED)
+    with Server(new_folder("expire"), *SMALL) as server:
+        server.start()
+        for _ in range(repeat(6, 40)):
+            conn = server.connect()
+            conn.ok("FLUSHALL")
+            lives, ends = [rng.randrange(1, 400) for _ in range(300)], {}
+            for i, ms in enumerate(lives):
+                before = time.time() * 1000
+                conn.ok("SET", b"t%d" % i, b"v", "PX", ms)
+                ends[i] = (before + ms, time.time() * 1000 + ms)
+            time.sleep(rng.random() * 0.2)
+            seen = conn.ok("MGET", *[b"t%d" % i for i in ends])
+            conn.close()
+            server.kill()
+            start_at_last(server, rng)
+            conn = server.connect()
+            before = time.time() * 1000
+            found = conn.ok("MGET", *[b"t%d" % i for i in ends])
+            after = time.time() * 1000
+            for i, (low, high) in ends.items():
+                assert found[i] is None or before <= high + 2, f"t{i} came back after its time"
+                assert found[i] == b"v" or after >= low - 2, f"t{i} went before its time"
+                assert found[i] is None or seen[i] is not None, f"t{i} was gone and is back"
+            conn.close()
+        server.stop()
 
 
 def test_long_runs_between_kills():

@@ -97,11 +97,11 @@ def measure(n, dim, seed, *options, show=print):
     with b.server as s:
         s.start()
         start = time.perf_counter()
-        b.add(n // 2)
-        out["kill -9 while adding, half of it"] = None
-        s.kill()
-        out["kill -9 while adding, half of it"] = b.restart_seconds()
-        show(s.log())
+        for part in (20, 45, 55, 70):
+            b.add(n * part // 100)
+            s.kill()
+            out[f"kill -9 while adding, {part} %"] = b.restart_seconds()
+            show(s.log())
         b.add(n)
         b.wait_linked()
         out["(adding and linking all)"] = time.perf_counter() - start

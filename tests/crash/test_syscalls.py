@@ -19,23 +19,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from crashlib import (
-    LONG,
-    SEED,
-    SMALL,
-    VARIANT,
-    Error,
-    Gone,
-    NotReady,
-    Operations,
-    Server,
-    Writer,
-    check,
-    new_folder,
-    observe,
-    pack,
-    say,
-)
+from crashlib import LONG, SEED, SMALL, VARIANT, Error, Gone, NotReady, Server, check, new_folder, pack, say
+from model import Operations, Writer, observe
 
 WRITES = ("write", "pwrite64", "writev", "pwritev")
 SYNCS = ("fsync", "fdatasync")
@@ -83,7 +68,7 @@ def later_script():
 class Run:
     """One run of the script with one fault; with `after` on a copy of what that run left behind."""
 
-    def __init__(self, library, at, kind, times=1, after=None):
+    def __init__(self, library, at, kind, times=1, after=None, fsync="always"):
         self.folder = new_folder("syscall", disk=False)
         self.steps = list(script())
         self.writer = Writer("syscalls", 0, window=1)
@@ -102,7 +87,7 @@ class Run:
         }
         if VARIANT == "asan":
             env["ASAN_OPTIONS"] = os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"
-        self.server = Server(self.folder, *SMALL, "--checkpoint-interval", "3600", env=env)
+        self.server = Server(self.folder, *SMALL, "--checkpoint-interval", "3600", "--appendfsync", fsync, env=env)
         self.errors = []
 
     def calls(self):
@@ -160,8 +145,8 @@ class Run:
         assert code == 0, said
 
 
-def one(library, at, kind, times=1, after=None):
-    run = Run(library, at, kind, times, after)
+def one(library, at, kind, times=1, after=None, fsync="always"):
+    run = Run(library, at, kind, times, after, fsync)
     with run.server:
         end = run.play()
         calls = run.calls()
@@ -232,6 +217,18 @@ def test_every_call_of_a_recovery(library):
             assert allowed_end(kind, name, path, end), f"{kind} at {at} ({name} {path}): {end}"
             tried += 1
     say(f"{len(calls)} calls of a recovery and a short life; {tried} faults tried, 0 lost")
+
+
+def test_every_write_of_the_log_everysec(library):
+    """With appendfsync everysec the threads that serve clients write the log themselves, and replies
+    leave before it is synced: what a killed process had written is still there."""
+    rng = random.Random(SEED)
+    calls = one(library, 0, "before", fsync="everysec")[4]
+    log = [(n, k) for n, k in points(calls, rng) if calls[n - 1][1].startswith("/wal/0")]
+    for at, kind in log:
+        end, name, path, _, _ = one(library, at, kind, fsync="everysec")
+        assert allowed_end(kind, name, path, end), f"{kind} at {at} ({name} {path}): {end}"
+    say(f"appendfsync everysec: {len(log)} faults in the log tried, 0 lost")
 
 
 def test_faults_that_last(library):

@@ -75,11 +75,14 @@ def test_an_error_does_not_run_away_with_the_clients_bytes(w):
 
 
 def test_key_and_element_sizes(w):
-    for n in (0, 1, 511, 512, 70000):
+    for n in (0, 1, 511, 512, 65535):
         name = b"k" * n
         assert w.cmd("VADD", name, "VALUES", 1, 1, name) in (1, True)
         assert w.cmd("SET", name + b"s", name) == "OK"
         assert w.cmd("VISMEMBER", name, name) in (1, True)
+    error = w.cmd("VADD", "fresh", "VALUES", 1, 1, b"k" * 65536)
+    assert "65536 bytes" in error and "65535" in error, error
+    assert w.cmd("EXISTS", "fresh") == 0 and w.cmd("SET", b"k" * 70000, "v") == "OK"
 
 
 def random_bytes(rng):

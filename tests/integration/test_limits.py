@@ -1,10 +1,16 @@
 """Memory: past maxmemory writes are refused and reads go on."""
 
 import numpy as np
+import pytest
 
-from kithtest import ReplyError, scaled, wait_until
+from kithtest import VARIANT, ReplyError, scaled, wait_until
+
+measured = pytest.mark.skipif(
+    VARIANT != "release", reason="a sanitizer's allocator does not tell how much is in use"
+)
 
 
+@measured
 def test_maxmemory_refuses_writes_and_serves_reads(make_server, protocol):
     s = make_server("--maxmemory", "20mb", "--appendfsync", "no")
     with s.wire(protocol, timeout=60) as w:
@@ -17,7 +23,7 @@ def test_maxmemory_refuses_writes_and_serves_reads(make_server, protocol):
             written += 1
             assert written < 1000, "the limit never came"
         assert reply.startswith("OOM ") and "maxmemory" in reply
-        assert 100 < written < 300, written
+        assert 100 < written < 260, written
         for request in (
             ["SET", "x", 1],
             ["MSET", "x", 1],
@@ -41,6 +47,7 @@ def test_maxmemory_refuses_writes_and_serves_reads(make_server, protocol):
         assert int(s.info("memory")["maxmemory"]) == 20 << 20
 
 
+@measured
 def test_maxmemory_counts_vectors(make_server):
     s = make_server("--maxmemory", "24mb", "--appendfsync", "no")
     rng = np.random.default_rng(3)
@@ -60,6 +67,7 @@ def test_maxmemory_counts_vectors(make_server):
         wait_until(lambda: w.cmd("SET", "k", 1) == "OK", what="room after FLUSHALL")
 
 
+@measured
 def test_memory_is_given_back(make_server):
     """Filling and emptying again and again ends where it began."""
     s = make_server("--appendfsync", "no", "--checkpoint-interval", 1)
@@ -67,11 +75,13 @@ def test_memory_is_given_back(make_server):
         for _ in range(scaled(8, 3)):
             w.cmds([("SET", f"k{i}", bytes(5000)) for i in range(2000)])
             w.cmds([("VADD", "v", "FP32", bytes(60) + b"\0\0\x80?", i) for i in range(500)])
-            assert int(s.info("memory")["used_memory"]) > 2000 * 5000
+            wait_until(
+                lambda: int(s.info("memory")["used_memory"]) > 2000 * 5000, what="the count"
+            )
             w.cmd("FLUSHALL")
         w.cmd("SAVE")
         wait_until(
-            lambda: int(s.info("memory")["used_memory"]) < 4 << 20, what="the memory to be free"
+            lambda: int(s.info("memory")["used_memory"]) < 8 << 20, what="the memory to be free"
         )
         assert w.cmd("DBSIZE") == 0
 

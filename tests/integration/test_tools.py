@@ -1,5 +1,7 @@
 """The tools an operator has in the fingers: redis-cli and redis-benchmark."""
 
+import os
+import pty
 import shutil
 import subprocess
 import threading
@@ -37,7 +39,7 @@ def test_one_shot_commands(cli, version):
     assert cli(*version, "GET", "k") == "v w\n"
     assert cli(*version, "INCR", "n") == "1\n"
     assert cli(*version, "GET", "none") == "\n"
-    assert cli(*version, "VADD", "v", "VALUES", 2, 1, 0, "e").strip() in ("1", "true")
+    assert cli(*version, "VADD", "v", "VALUES", 2, 1, 0, "e").strip() in ("1", "true", "(true)")
     assert cli(*version, "VSIM", "v", "ELE", "e", "WITHSCORES").split() == ["e", "1"]
     assert "unknown command" in cli(*version, "NOSUCH", check=False)
     assert "redis_version" in cli(*version, "INFO", "server")
@@ -72,10 +74,23 @@ def test_scan(cli):
 
 
 def stream(cli, words, enough):
-    """Reads a command that does not end until enough(text), then ends it."""
-    p = subprocess.Popen([cli.program, *map(str, words)], stdout=subprocess.PIPE, text=True)
+    """Reads a command that does not end until enough(text), then ends it. On a terminal of its
+    own, or it would keep its output in a buffer."""
+    ours, theirs = pty.openpty()
+    p = subprocess.Popen(
+        [cli.program, *map(str, words)], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
     text = []
-    reader = threading.Thread(target=lambda: text.extend(iter(lambda: p.stdout.read(1), "")))
+
+    def read():
+        try:
+            while data := os.read(ours, 4096):
+                text.append(data.decode())
+        except OSError:
+            pass  # the other side has ended
+
+    reader = threading.Thread(target=read)
     reader.start()
     try:
         wait_until(lambda: enough("".join(text)), what=f"redis-cli {words}")
@@ -83,7 +98,7 @@ def stream(cli, words, enough):
         p.terminate()
         p.wait()
         reader.join()
-        p.stdout.close()
+        os.close(ours)
     return "".join(text)
 
 
@@ -96,7 +111,7 @@ def test_stat(cli, server):
 
 def test_monitor(cli, server):
     def seen(text):
-        if text.startswith("OK"):
+        if "OK" in text:
             cli("SET", "watched", "1")
         return '"SET" "watched" "1"' in text
 
@@ -104,7 +119,7 @@ def test_monitor(cli, server):
 
 
 def test_latency(cli, server):
-    stream(cli, ["-p", server.port, "--latency", "-i", "1", "--raw"], lambda t: True)
+    stream(cli, ["-p", server.port, "--latency"], lambda t: "min:" in t)
     assert float(cli("--latency", "-i", "0.2", "--raw").split()[0]) >= 0
 
 

@@ -93,7 +93,7 @@ static void secrets_and_long_arguments_are_cut(void **state)
     memset(line + 4, 'x', 200);
     note(s, 1, line);
     memset(line + 4 + 128, '\0', 1);
-    char want[400];
+    char want[sizeof line + 64];
     snprintf(want, sizeof want, "3:1 %s... (72 more bytes) 127.0.0.1:1234 \n", line);
     assert_log(s, -1, want);
     slowlog_reset(s);

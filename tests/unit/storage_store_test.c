@@ -424,21 +424,23 @@ static void test_cut_under_lmdb(void **unused)
 static void test_little_address_space(void **unused)
 {
     (void)unused;
-    struct rlimit old, little = {(rlim_t)3 << 30, (rlim_t)3 << 30};
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+    print_message("skipped: a sanitizer takes terabytes of address space itself\n");
+    skip();
+#endif
+    struct rlimit old, little;
     char dir[64];
     struct store *s;
     struct err e = {0};
     test_dir_make(dir);
     assert_int_equal(getrlimit(RLIMIT_AS, &old), 0);
-    little.rlim_max = old.rlim_max;
-    /* A sanitizer has taken terabytes already; then there is nothing to be had. */
+    little = old;
+    little.rlim_cur = (rlim_t)3 << 30;
     assert_int_equal(setrlimit(RLIMIT_AS, &little), 0);
-    void *probe = mmap(NULL, 1 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     int rc = store_open(&s, dir, NULL, &e);
     assert_int_equal(setrlimit(RLIMIT_AS, &old), 0);
-    assert_true(rc == 0 || probe == MAP_FAILED);
-    if (rc == 0)
-        store_close(s);
+    assert_ok(rc);
+    store_close(s);
     test_remove(dir);
 }
 
