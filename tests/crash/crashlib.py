@@ -19,7 +19,14 @@ from kithtest import LONG, SANITIZER_REPORT, SLOWER, VARIANT, run_program
 SEED = int(os.environ.get("KITH_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
 # Small files and frequent checkpoints, so that segments are made, filled and removed all the time.
-SMALL = ["--log-segment-bytes", "1mb", "--checkpoint-log-bytes", "1mb", "--checkpoint-interval", "1"]
+SMALL = [
+    "--log-segment-bytes",
+    "1mb",
+    "--checkpoint-log-bytes",
+    "1mb",
+    "--checkpoint-interval",
+    "1",
+]
 
 
 figures = []

@@ -277,7 +277,9 @@ class Writer:
         """Finds the k whose state is what was observed and goes on from there. Returns how many
         unacknowledged operations survived."""
         differs = {
-            k for k in self.model.keys() | observed.keys() if not same(self.model.get(k), observed.get(k))
+            k
+            for k in self.model.keys() | observed.keys()
+            if not same(self.model.get(k), observed.get(k))
         }
         first = describe(self.model, observed, differs)
         self.model, changed = Tracked(self.model), 0
@@ -436,7 +438,9 @@ def observe_search(conn, key, elements, quantized):
             r = good(conn.call("VSIM", key, "VALUES", DIM, *words, "WITHSCORES", "COUNT", 10, *how))
             names, scores = r[0::2], [float(x) for x in r[1::2]]
             want = min(10, len(elements))
-            assert len(names) == want or (not how and names), f"{key}: {len(names)} of {want} found {how}"
+            assert len(names) == want or (
+                not how and names
+            ), f"{key}: {len(names)} of {want} found {how}"
             assert len(set(names)) == len(names), f"{key}: found twice"
             for name, score in zip(names, scores):
                 assert name in elements, f"{key}: VSIM found {name}, which is not there"

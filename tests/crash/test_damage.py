@@ -139,7 +139,9 @@ def differences(expected, got):
         if isinstance(a, Error):
             errors.append(str(a))
         elif a != answer:
-            wrong.append(f"{question[0]}: {str(question[1])[:90]}: {str(a)[:150]} instead of {str(answer)[:150]}")
+            wrong.append(
+                f"{question[0]}: {str(question[1])[:90]}: {str(a)[:150]} instead of {str(answer)[:150]}"
+            )
     return errors, wrong
 
 
@@ -170,7 +172,9 @@ def damage(rng, o, data):
     path = choose_file(rng, o)
     file, size = data / path, o.sizes[path]
     whole = file.stat().st_size
-    kind = rng.choices(("flip", "zero", "noise", "swap", "cut", "delete", "byte"), (40, 14, 12, 10, 10, 3, 11))[0]
+    kind = rng.choices(
+        ("flip", "zero", "noise", "swap", "cut", "delete", "byte"), (40, 14, 12, 10, 10, 3, 11)
+    )[0]
     if path == "wal/durable" or size < 2 * PAGE:
         kind = rng.choice(("flip", "noise", "cut", "delete", "zero"))
     if size == 0:
@@ -188,7 +192,11 @@ def damage(rng, o, data):
             f.seek(at)
             byte = f.read(1)[0]
             f.seek(at)
-            f.write(bytes([byte ^ (1 << rng.randrange(8))]) if kind == "flip" else bytes([rng.randrange(256)]))
+            f.write(
+                bytes([byte ^ (1 << rng.randrange(8))])
+                if kind == "flip"
+                else bytes([rng.randrange(256)])
+            )
             return f"{kind} {path} at {at} of {size}"
         a = rng.randrange((size + PAGE - 1) // PAGE) * PAGE
         n = min(PAGE, whole - a)
@@ -237,7 +245,9 @@ def attempt(o, s, what):
         s.check_end()
         raise AssertionError(f"{what}: the server went away:\n{s.log()}") from None
     errors, wrong = differences(o.answers, got)
-    assert not wrong, f"{what}: {len(wrong)} silent wrong answers, such as {wrong[:3]}; errors {errors[:2]}"
+    assert (
+        not wrong
+    ), f"{what}: {len(wrong)} silent wrong answers, such as {wrong[:3]}; errors {errors[:2]}"
     code = s.end(signal.SIGTERM)
     assert code in (0, 2), f"{what}: {code}\n{s.log()}"
     return ("errors", errors[0]) if errors else ("equal", "")

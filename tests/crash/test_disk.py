@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import signal
 import subprocess
-import time
 
 import pytest
 from crashlib import SMALL, Error, NotReady, Server, check, new_folder
@@ -28,7 +26,12 @@ class Disk:
                 f.truncate(size)
             if not shutil.which("mkfs.ext4"):
                 self.skip("there is no mkfs.ext4")
-            made = subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", image], capture_output=True, text=True, check=False)
+            made = subprocess.run(
+                ["mkfs.ext4", "-q", "-F", "-m", "0", image],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if made.returncode != 0:
                 self.skip(f"mkfs.ext4: {made.stderr}")
             words = ["mount", "-o", "loop", str(image), str(self.mount)]
@@ -124,7 +127,9 @@ def test_full_disk(disk):
         assert why.startswith("MISCONF"), why
         # Writes come back by themselves when there is room.
         disk.free()
-        wait_until(lambda: conn.call("SET", b"k%d" % (n % 40), value(n)) == b"OK", 10, "writes to return")
+        wait_until(
+            lambda: conn.call("SET", b"k%d" % (n % 40), value(n)) == b"OK", 10, "writes to return"
+        )
         n += 1
         assert s.info("persistence")["writes_refused"] == ""
         conn.ok("SAVE")
@@ -138,7 +143,14 @@ def test_full_disk(disk):
 
 
 def test_full_disk_during_checkpoint(disk):
-    options = ["--log-segment-bytes", "16mb", "--checkpoint-log-bytes", "1gb", "--checkpoint-interval", "3600"]
+    options = [
+        "--log-segment-bytes",
+        "16mb",
+        "--checkpoint-log-bytes",
+        "1gb",
+        "--checkpoint-interval",
+        "3600",
+    ]
     with Server(new_folder("full"), *options, data=disk.mount / "data") as s:
         s.start()
         conn = s.connect()
@@ -225,7 +237,9 @@ def test_read_only_file_system(disk):
         s.stop()
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, to become somebody else")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, to become somebody else"
+)
 @pytest.mark.parametrize("place", ["", "wal", "store", "store/data.mdb", "wal/durable"])
 def test_missing_permission(place, monkeypatch):
     folder = new_folder("permission")

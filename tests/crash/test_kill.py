@@ -147,7 +147,8 @@ def options(rng):
 def run_cycles(n_cycles, seed, seconds):
     rng = random.Random(seed)
     writers = [
-        Writer(seed, db, window=(1, 30, 4, 100)[db], big=(0, 0, 20000, 0)[db]) for db in range(N_WRITERS)
+        Writer(seed, db, window=(1, 30, 4, 100)[db], big=(0, 0, 20000, 0)[db])
+        for db in range(N_WRITERS)
     ]
     readers = [Reader(rng, writers) for _ in range(2)]
     totals = {"acknowledged": 0, "survived unacknowledged": 0, "seen": 0, "terms": 0, "kills": 0}
@@ -178,7 +179,9 @@ def run_cycles(n_cycles, seed, seconds):
             start_at_last(server, rng)
             conn = server.connect()
             for w in writers:
-                totals["survived unacknowledged"] += w.settle(observe(conn, w.db, search=cycle % 5 == 0))
+                totals["survived unacknowledged"] += w.settle(
+                    observe(conn, w.db, search=cycle % 5 == 0)
+                )
             conn.close()
         server.stop()
         code, said = check(server.data)
@@ -190,8 +193,10 @@ def test_kill_under_load():
     n, seed, start = repeat(300, 3000), SEED, time.time()
     print(f"KITH_SEED={seed}")
     totals = run_cycles(n, seed, seconds=0.15)
-    say(f"{totals['kills']} kills and {totals['terms']} stops under load in {time.time() - start:.0f} s: "
-        f"{totals['acknowledged']} acknowledged writes, 0 lost, 0 taken back, 0 failed starts")
+    say(
+        f"{totals['kills']} kills and {totals['terms']} stops under load in {time.time() - start:.0f} s: "
+        f"{totals['acknowledged']} acknowledged writes, 0 lost, 0 taken back, 0 failed starts"
+    )
     assert totals["acknowledged"] > n * 20
 
 

@@ -44,7 +44,12 @@ class Build:
         while self.acknowledged < upto:
             if sent < upto and sent - self.acknowledged <= window // 2:
                 end = min(upto, self.acknowledged + window)
-                conn.send(b"".join(pack("VADD", KEY, "FP32", blob_of(self.vectors[i]), b"e%d" % i) for i in range(sent, end)))
+                conn.send(
+                    b"".join(
+                        pack("VADD", KEY, "FP32", blob_of(self.vectors[i]), b"e%d" % i)
+                        for i in range(sent, end)
+                    )
+                )
                 sent = end
             conn.receive()
             replies = conn.replies()
@@ -85,7 +90,10 @@ class Build:
     def answers(self):
         """What some approximate searches find now."""
         conn = self.server.connect()
-        found = [self.search(conn, i, "WITHSCORES") for i in range(0, self.acknowledged, self.acknowledged // 50)]
+        found = [
+            self.search(conn, i, "WITHSCORES")
+            for i in range(0, self.acknowledged, self.acknowledged // 50)
+        ]
         conn.close()
         return found
 

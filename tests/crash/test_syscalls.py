@@ -19,7 +19,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from crashlib import LONG, SEED, SMALL, VARIANT, Error, Gone, NotReady, Server, check, new_folder, pack, say
+from crashlib import (
+    LONG,
+    SEED,
+    SMALL,
+    VARIANT,
+    Error,
+    Gone,
+    NotReady,
+    Server,
+    check,
+    new_folder,
+    pack,
+    say,
+)
 from model import Operations, Writer, observe
 
 WRITES = ("write", "pwrite64", "writev", "pwritev")
@@ -31,7 +44,23 @@ def library(tmp_path_factory):
     out = tmp_path_factory.mktemp("fault") / "fault.so"
     source = Path(__file__).with_name("fault.c")
     compiler = os.environ.get("CC", "cc")
-    subprocess.run([compiler, "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-O1", "-shared", "-fPIC", "-o", out, source, "-ldl"], check=True)
+    subprocess.run(
+        [
+            compiler,
+            "-std=gnu11",
+            "-D_GNU_SOURCE",
+            "-Wall",
+            "-Wextra",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "-o",
+            out,
+            source,
+            "-ldl",
+        ],
+        check=True,
+    )
     return out
 
 
@@ -47,7 +76,9 @@ def script():
             commands[0] = (*commands[0][:2], b"v" * 300000 + b";%d" % ops.n)
             value = commands[0][2]
             key = commands[0][1]
-            yield ops.n, commands, lambda db, key=key, value=value: db.__setitem__(key, (value, 0)) or b"OK"
+            yield ops.n, commands, lambda db, key=key, value=value: db.__setitem__(
+                key, (value, 0)
+            ) or b"OK"
         ops.n += 1
         yield (ops.n, *ops.delete(ops.n))
         if after:
@@ -62,7 +93,11 @@ def later_script():
     """A few steps for a server that recovered from a kill."""
     ops = Operations("later", 0)
     ops.n = 1000
-    return [ops.next() for _ in range(8)] + [(None, [("SAVE",)], None)] + [ops.next() for _ in range(3)]
+    return (
+        [ops.next() for _ in range(8)]
+        + [(None, [("SAVE",)], None)]
+        + [ops.next() for _ in range(3)]
+    )
 
 
 class Run:
@@ -87,7 +122,9 @@ class Run:
         }
         if VARIANT == "asan":
             env["ASAN_OPTIONS"] = os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"
-        self.server = Server(self.folder, *SMALL, "--checkpoint-interval", "3600", "--appendfsync", fsync, env=env)
+        self.server = Server(
+            self.folder, *SMALL, "--checkpoint-interval", "3600", "--appendfsync", fsync, env=env
+        )
         self.errors = []
 
     def calls(self):
@@ -196,7 +233,9 @@ def test_every_call(library):
         table[kind, name, place, end, re.sub(r"\d+", "N", said)[:110]] += 1
     for row, n in sorted(table.items(), key=str):
         print(n, *row)
-    say(f"{len(calls)} calls change the data directory; {tried} faults tried, 0 lost, every start worked")
+    say(
+        f"{len(calls)} calls change the data directory; {tried} faults tried, 0 lost, every start worked"
+    )
 
 
 def test_every_call_of_a_recovery(library):
@@ -235,19 +274,29 @@ def test_faults_that_last(library):
     """From some call on everything fails for a while: 30 calls, or to the end of the run."""
     rng = random.Random(SEED)
     calls = one(library, 0, "before")[4]
-    first = next(n for n, c in enumerate(calls, 1) if re.fullmatch(r"/wal/\d+\.wal", c[1]) and c[0] == "pwrite64")
-    for at in rng.sample(range(first, len(calls)), 100 if LONG else 12 if VARIANT == "release" else 2):
+    first = next(
+        n
+        for n, c in enumerate(calls, 1)
+        if re.fullmatch(r"/wal/\d+\.wal", c[1]) and c[0] == "pwrite64"
+    )
+    for at in rng.sample(
+        range(first, len(calls)), 100 if LONG else 12 if VARIANT == "release" else 2
+    ):
         for kind, times in (("ENOSPC", 30), ("EIO", 30)):
             end = one(library, at, kind, times)[0]
             assert end in ("ended, 0", "ended, 2", "ended, 3"), end
 
 
-@pytest.mark.skipif(VARIANT != "release" or not shutil.which("strace"), reason="needs strace and a release build")
+@pytest.mark.skipif(
+    VARIANT != "release" or not shutil.which("strace"), reason="needs strace and a release build"
+)
 def test_no_call_is_missed(library):
     """fault.c counts what strace sees."""
     run = Run(library, 0, "before")
     trace = run.folder / "trace"
-    names = "write,pwrite64,writev,pwritev,pwritev2,fsync,fdatasync,msync,fallocate,ftruncate,truncate,"
+    names = (
+        "write,pwrite64,writev,pwritev,pwritev2,fsync,fdatasync,msync,fallocate,ftruncate,truncate,"
+    )
     names += "rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,open,openat,creat,sync_file_range,link,linkat"
     strace = ["strace", "-f", "-qq", "-y", "-s", "256", "-o", str(trace), "-e", f"trace={names}"]
     words = run.server.command_line()

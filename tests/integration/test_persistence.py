@@ -169,8 +169,9 @@ def test_reload_while_others_work(make_server):
                     assert w.cmd("INCR", f"n{me}") == counts[me]
                     r = w.cmd("VADD", "v", "VALUES", 3, me, counts[me], 1, f"{me}:{counts[me]}")
                     assert r == 1, r
-                    r = w.cmd("VSIM", "v", "ELE", f"{me}:{counts[me]}", "COUNT", 1000)
-                    assert f"{me}:{counts[me]}".encode() in r
+                    assert w.cmd("VISMEMBER", "v", f"{me}:{counts[me]}") == 1
+                    r = w.cmd("VSIM", "v", "ELE", f"{me}:{counts[me]}", "COUNT", 5)
+                    assert isinstance(r, list) and len(set(r)) == min(5, len(r)) > 0, r
         except Exception as e:
             problems.append(repr(e))
 

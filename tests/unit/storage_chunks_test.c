@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 
+#include "base/clock.h"
 #include "base/epoch.h"
 #include "base/mem.h"
 #include "storage/chunks.h"
@@ -261,8 +262,14 @@ static void test_readers(void **unused)
         for (int i = 0; i < 3; i++)
             assert_int_equal(pthread_create(&readers[i], NULL, read_shared, &s), 0);
         assert_int_equal(pthread_create(&writer, NULL, write_shared, &s), 0);
-        for (int k = 0; k < 12; k++)
+        for (int k = 0; k < 12; k++) {
+            /* On a busy machine the readers may not have begun; a checkpoint without any would
+             * attack nothing. */
+            uint64_t before = atomic_load(&s.reads);
+            for (int wait = 0; wait < 10000 && atomic_load(&s.reads) == before; wait++)
+                clock_sleep_us(200);
             checkpoint_shared(&s, store, k % 4 != 3);
+        }
         atomic_store(&s.stop, true);
         for (int i = 0; i < 3; i++)
             pthread_join(readers[i], NULL);
