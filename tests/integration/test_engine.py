@@ -29,7 +29,7 @@ def drain(wire, n):
     return replies
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=["kill", "segv"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT], ids=["kill", "abort"])
 def test_engine_killed_in_the_middle_of_a_big_batch(own_text_server, number):
     s = own_text_server
     pid = s.engine_pid()
