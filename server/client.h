@@ -56,6 +56,7 @@ void reply_err(struct client *c,
 bool arg_int(struct slice s, int64_t *v);
 bool arg_double(struct slice s, double *v); /* finite or inf; NaN is refused */
 
+enum { CLIENT_ADDRESS_BYTES = 128 }; /* the longest path of a Unix socket, ":0" and a NUL */
 /* "ip:port", "[ip6]:port" or "path:0" of the peer, and what CLIENT SETNAME gave ("" when
  * nothing). */
 void client_address(const struct client *c, char *out, size_t n);

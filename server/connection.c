@@ -32,19 +32,19 @@ static _Atomic uint64_t next_client_id = 1;
 
 /* --- opening and closing --- */
 
-static void address_text(const struct sockaddr_storage *a, char out[64])
+static void address_text(const struct sockaddr_storage *a, char out[CLIENT_ADDRESS_BYTES])
 {
     char host[INET6_ADDRSTRLEN] = "?";
     if (a->ss_family == AF_INET) {
         const struct sockaddr_in *in = (const struct sockaddr_in *)a;
         inet_ntop(AF_INET, &in->sin_addr, host, sizeof host);
-        snprintf(out, 64, "%s:%u", host, ntohs(in->sin_port));
+        snprintf(out, CLIENT_ADDRESS_BYTES, "%s:%u", host, ntohs(in->sin_port));
     } else if (a->ss_family == AF_INET6) {
         const struct sockaddr_in6 *in = (const struct sockaddr_in6 *)a;
         inet_ntop(AF_INET6, &in->sin6_addr, host, sizeof host);
-        snprintf(out, 64, "[%s]:%u", host, ntohs(in->sin6_port));
+        snprintf(out, CLIENT_ADDRESS_BYTES, "[%s]:%u", host, ntohs(in->sin6_port));
     } else {
-        snprintf(out, 64, "?:0");
+        snprintf(out, CLIENT_ADDRESS_BYTES, "?:0");
     }
 }
 
@@ -52,7 +52,7 @@ static void name_ends(struct connection *conn)
 {
     if (conn->is_unix) {
         const char *path = conn->client.worker->net->unix_path;
-        snprintf(conn->peer, sizeof conn->peer, "%.60s:0", path ? path : "");
+        snprintf(conn->peer, sizeof conn->peer, "%.120s:0", path ? path : "");
         memcpy(conn->local, conn->peer, sizeof conn->local);
         return;
     }

@@ -117,7 +117,7 @@ struct connection {
 
     /* Written under the worker's clients_lock. */
     char *name, *lib_name, *lib_ver; /* NULL: none */
-    char peer[64], local[64];
+    char peer[CLIENT_ADDRESS_BYTES], local[CLIENT_ADDRESS_BYTES];
     int64_t created_us;
     struct connection_shown shown;
 

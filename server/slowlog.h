@@ -13,9 +13,8 @@
 #include <stdint.h>
 
 #include "base/bytes.h"
+#include "server/client.h"
 
-struct client;
-struct command;
 struct config;
 struct slowlog;
 
@@ -34,7 +33,7 @@ struct slowlog_entry {
     int argc;
     char *argv[SLOWLOG_ARGS_MAX]; /* NUL-terminated copies, argv_bytes long */
     size_t argv_bytes[SLOWLOG_ARGS_MAX];
-    char address[64], name[64];
+    char address[CLIENT_ADDRESS_BYTES], name[64];
 };
 
 /* Calls fn for the newest entries, at most n (all where n < 0), newest first, under the log's
