@@ -404,8 +404,8 @@ static enum outcome execute(struct connection *conn, struct request *q)
         apply_reply_mode(conn, reply_start);
         return OUTCOME_KEPT;
     } else {
-        if (dispatch_in_shard(conn, c->command->flags, dispatch_effect_bytes(q), c->command->run) ==
-            COMMAND_WAIT) {
+        if (dispatch_in_shard(conn, c->command->flags, dispatch_effect_bytes(q),
+                              c->command->run) == COMMAND_WAIT) {
             conn->out.len = reply_start;
             return OUTCOME_WAITS;
         }

@@ -84,6 +84,10 @@ int wal_scan_next(struct wal_scan *s, struct wal_entry *out, struct err *e);
 int wal_scan_beyond(struct wal_scan *s, uint64_t index, uint64_t *durable, bool *any,
                     struct err *e);
 
+/* A file of this name beside the segments says that a lost log is given up; it goes with the
+ * next open. */
+#define WAL_ABANDONED "abandoned"
+
 struct wal_mark {
     bool present;
     uint64_t durable, released; /* released is 0 where it does not bind */

@@ -149,6 +149,8 @@ static int recover(struct wal *w, uint64_t after, struct err *e)
             w->current->named = rc == 0;
         }
     }
+    if (rc == 0 && unlinkat(w->dir_fd, WAL_ABANDONED, 0) != 0 && errno != ENOENT)
+        rc = err_set_errno(e, errno, "cannot remove %s/wal/" WAL_ABANDONED, w->dir);
     if (rc == 0 && fsync(w->dir_fd) != 0)
         rc = err_set_errno(e, errno, "cannot sync the directory %s/wal", w->dir);
     if (rc == 0) {

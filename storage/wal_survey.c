@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/mem.h"
 
 void wal_survey_deinit(struct wal_survey *v)
@@ -212,13 +213,31 @@ static int missing(struct surveying *c, uint64_t from, uint64_t to, struct err *
     return finding(c, &why);
 }
 
+/* A checkpoint never removes the newest segment, so where there was one there is a log. */
+static int no_segment(struct surveying *c, uint64_t after, struct err *e)
+{
+    char path[WAL_PATH_MAX];
+    int rc = wal_path(path, c->dir, WAL_ABANDONED, e);
+    if (rc != 0 || after == 0 || file_exists(path))
+        return rc;
+    struct err why;
+    err_set(
+        &why, KITH_ECORRUPT,
+        "%s/wal: the log is missing, and with it what came after record %llu; restore it, or "
+        "create %s to go on without it",
+        c->dir, (unsigned long long)after, path);
+    if (e)
+        *e = why;
+    return finding(c, &why);
+}
+
 static int survey_listed(struct surveying *c, uint64_t after, struct err *e)
 {
     struct wal_survey *v = c->v;
     uint64_t known = v->mark.durable > v->mark.released ? v->mark.durable : v->mark.released;
     v->last = after;
     if (v->n_segments == 0)
-        return known > after ? missing(c, after + 1, known, e) : 0;
+        return known > after ? missing(c, after + 1, known, e) : no_segment(c, after, e);
     if (!c->note) {
         while (v->start + 1 < v->n_segments && v->firsts[v->start + 1] <= after + 1)
             v->start++;

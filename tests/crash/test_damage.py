@@ -266,3 +266,36 @@ def test_damaged_copies(original):
     for row, count in sorted(outcomes.items()):
         print(count, *row)
     assert said["refused"] + said["errors"] > n / 4, "the damage does not meet anything"
+
+
+LOST = [
+    # what is lost, what the message names; None: nothing of value
+    (["wal"], "wal"),
+    (["wal/durable", "wal/*.wal"], "wal"),
+    (["wal/*.wal"], "wal"),
+    (["store"], "wal"),
+    (["store/made", "store/data.mdb"], "wal"),
+    (["store/data.mdb"], "data.mdb"),
+    (["kith.lock", "store/owner", "store/lock.mdb", "wal/lock"], None),
+]
+
+
+@pytest.mark.parametrize("names, named", LOST)
+def test_lost_files(original, names, named):
+    """Whole parts of the directory are gone."""
+    with Server(original.copy(), *SMALL) as s:
+        for name in names:
+            for path in s.data.glob(name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        outcome, said = attempt(original, s, f"without {names}")
+        assert outcome == ("refused" if named else "equal") and (named or "") in said, said
+        if names[0].startswith("wal") and not (s.data / "wal/durable").exists():
+            # Who knows that the log is lost for good may say so.
+            assert check(s.data)[0] != 0
+            (s.data / "wal/abandoned").touch()
+            s.start()
+            assert s.connect().ok("DBSIZE") > 0
+            s.kill()
+            assert not (s.data / "wal/abandoned").exists()
+            s.start()
+            s.stop()

@@ -170,6 +170,24 @@ def test_watch_notices(server, protocol, change):
         assert a.cmd("EXISTS", "x") == 0
 
 
+@pytest.mark.parametrize(
+    "gone", [("DEL", "w"), ("FLUSHDB",), ("RENAME", "w", "x"), ("GETDEL", "w"), ("EXPIRE", "w", 0)]
+)
+def test_watch_notices_what_came_and_went(server, gone):
+    """The key was not there at WATCH and is not at EXEC, but it was in between."""
+    with server.wire() as a, server.wire() as b:
+        a.cmds([("WATCH", "w", "other"), ("MULTI",), ("SET", "y", 1)])
+        b.cmds([("SET", "w", 1), gone])
+        a.cmd("EXEC")
+        assert a.raw == b"*-1\r\n"
+        a.cmds([("WATCH", "w"), ("MULTI",), ("SET", "y", 1)])
+        b.cmds([("SET", "w", 1), gone, ("DEBUG", "RELOAD")])
+        a.cmd("EXEC")
+        assert a.raw == b"*-1\r\n", "also across a reload"
+        a.cmds([("WATCH", "w"), ("MULTI",), ("SET", "y", 1)])
+        assert a.cmd("EXEC") == ["OK"]
+
+
 def test_watch_ignores_what_changes_nothing(server):
     with server.wire() as a, server.wire() as b:
         a.cmd("SET", "w", 1)

@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from kithtest import NULL_ARRAY, Maker, ReplyError, Simple, Wire, encode, free_port, scaled, wait_until
+from kithtest import LONG, NULL_ARRAY, Maker, ReplyError, Simple, Wire, encode, free_port, scaled, wait_until
 
 INTENDED = {
     # The first words of a request: why its reply differs from that of Redis 7.0.
@@ -53,6 +53,7 @@ def peer(tmp_path_factory):
     print(f"\ncompared with {version.split(' sha')[0]}; intended differences:")
     for words, why in INTENDED.items():
         print(f"  {' '.join(words)}: {why}")
+    print(f"  inside MULTI, refused: {b' '.join(sorted(NOT_IN_MULTI)).decode()}")
     yield port
     p.terminate()
     p.wait()
@@ -358,7 +359,7 @@ def run(seed, n, server, peer, protocol):
         assert dump(a) == dump(b), f"seed {seed}: the data differ"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(40 if LONG else 3))
 def test_random_commands(server, peer, protocol, seed):
     run(seed, scaled(4000, 500), server, peer, protocol)
 
@@ -483,6 +484,19 @@ def test_intended_differences_are_still_there(server, peer):
             request = [*words, *arguments.get(words, [])]
             a.cmd(*request), b.cmd(*request)
             assert a.raw != b.raw, words
+
+
+@pytest.mark.parametrize(
+    "words", [["CONFIG", "GET", "maxmemory"], ["INFO", "server"], ["LASTSAVE"]], ids=lambda w: w[0]
+)
+def test_refused_inside_multi(server, peer, words):
+    """The entries of NOT_IN_MULTI that both have."""
+    assert words[0].encode() in NOT_IN_MULTI
+    with server.wire() as a, Wire(peer) as b:
+        a.cmd("MULTI"), b.cmd("MULTI")
+        assert a.cmd(*words) == "ERR Command not allowed inside a transaction"
+        assert b.cmd(*words) == "QUEUED"
+        assert a.cmd("EXEC").startswith("EXECABORT")
 
 
 def test_large_pipeline_is_the_same(server, peer):

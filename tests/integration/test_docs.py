@@ -78,13 +78,11 @@ def test_the_replayer_can_tell():
 @pytest.mark.parametrize("page", ["README.md", "docs/operations.md", "docs/design.md"])
 def test_sessions_go_as_shown(make_server, model, page):
     path = ROOT / page
-    if not path.exists():
-        pytest.skip(f"there is no {page} yet")
-    steps = sessions(path.read_text())
-    if page == "README.md":
-        assert steps, "the README shows no session (a block ```redis-cli)"
+    steps = sessions(path.read_text()) if path.exists() else []
     if not steps:
-        pytest.skip(f"{page} shows no session")
+        missing = path.exists() and page == "README.md"
+        assert not missing, "the README shows no session (a block ```redis-cli)"
+        return
     program = shutil.which("redis-cli")
     if not program:
         pytest.skip("redis-cli is not installed (package redis-tools)")

@@ -179,7 +179,7 @@ def test_reload_while_others_work(make_server):
     for t in threads:
         t.start()
     with s.wire(timeout=60) as w:
-        for _ in range(scaled(10, 4)):
+        for _ in range(scaled(10, 3)):
             wait_until(lambda n=sum(counts): sum(counts) > n + 5 or problems, what="some work")
             assert w.cmd("DEBUG", "RELOAD") == "OK"
     stop.set()

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from kithtest import F16_MODEL, F32_MODEL, ROOT, ReplyError, scaled, wait_until
+from kithtest import F16_MODEL, F32_MODEL, ROOT, VARIANT, ReplyError, scaled, wait_until
 
 SENTENCES = {
     "cat": "A cat sleeps on the warm windowsill.",
@@ -50,7 +50,7 @@ def test_vectors_are_those_of_sentence_transformers(text_server):
     lines = [json.loads(x) for x in (golden / "embeddings.jsonl").read_text().splitlines()]
     texts = [row["text"] for row in lines[1:]]
     expected = np.fromfile(golden / "embeddings.f16", "<f2").reshape(len(texts), -1)
-    step = max(1, len(texts) // scaled(300, 30))
+    step = max(1, len(texts) // scaled(300, 20))
     with text_server.wire() as w:
         replies = w.cmds([("EMBED", "FORMAT", "FP32", t) for t in texts[::step]])
     for text, reply, row in zip(texts[::step], replies, expected[::step].astype(np.float32)):
@@ -200,6 +200,9 @@ def test_too_long_text_names_both_lengths(library, text_server):
         numbers = [int(x) for x in "".join(c if c.isdigit() else " " for c in error).split()]
         assert n + 2 in numbers and context in numbers, error
         assert "truncat" in error.lower(), error
+    if VARIANT != "release":
+        return  # whole contexts take long under a sanitizer
+    for request in requests_with("word " * n):
         reply = library.cmd(*request, "TRUNCATE")
         assert not isinstance(reply, ReplyError), reply
     full = vector(library.cmd("EMBED", "TRUNCATE", "word " * n)[0])
@@ -280,8 +283,7 @@ def test_pipeline_is_answered_in_order_and_in_batches(text_server, protocol):
 def test_slow_command_does_not_hold_up_others(text_server):
     """While one client's long pipeline is computed, another is served at once."""
     with text_server.wire(timeout=60) as busy, text_server.wire() as other:
-        n = scaled(300, 40)
-        busy.send_bytes(b"")
+        n = scaled(200, 20)
         for i in range(n):
             busy.send("EMBED", "FORMAT", "FP32", "a text of some length " * 10 + str(i))
         wait_until(lambda: text_server.info("engine")["engine_queued"] != "0", what="a queue")

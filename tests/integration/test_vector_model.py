@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from kithtest import ReplyError, scaled, wait_until
+from kithtest import LONG, ReplyError, scaled, wait_until
 
 
 def cosine_scores(matrix, query):
@@ -43,7 +43,7 @@ def check_search(found, model, query, count, slack):
 
 
 @pytest.mark.parametrize("quant, slack", [("NOQUANT", 2e-5), ("Q8", 0.01)])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", range(1, 30 if LONG else 3))
 def test_random_changes_against_the_model(server, quant, slack, seed):
     rng = np.random.default_rng(seed)
     pick = random.Random(seed)

@@ -393,7 +393,7 @@ def test_counters_from_both_threads(server):
             for _ in range(n // 50):
                 w.cmds([("INCR", "n")] * 50)
 
-    n = scaled(5000, 500)
+    n = scaled(5000, 500) // 50 * 50
     workers = [threading.Thread(target=count, args=(n,)) for _ in range(6)]
     for t in workers:
         t.start()
