@@ -8,6 +8,7 @@ VARIANT ?= release
 PORT ?= 6379
 DIR ?= data
 V ?= 0
+JOBS ?= $(shell nproc)
 Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(filter 1,$(V)),,@printf '  %-8s %s\n' '$(1)' '$(2)')
 
@@ -83,7 +84,8 @@ BENCHES := $(foreach p,$(BENCH_SRC),$(BIN)/$(subst _,-,$(notdir $(p:.c=))))
 .PHONY: all programs deps deps-test model models run test test-quick check check-long bench fuzz \
 	lint format clean help install docs units
 
-all: deps programs
+all: deps
+	@$(MAKE) --no-print-directory -j$(JOBS) programs
 programs: $(PROGRAMS)
 
 # --- what people type ---------------------------------------------------------------------------
@@ -94,26 +96,26 @@ help:
 #: make run        the same, then fetch the default model, start a server with a sample corpus
 #:                 PORT=6379 DIR=data
 run: deps
-	@$(MAKE) --no-print-directory programs
+	@$(MAKE) --no-print-directory -j$(JOBS) programs
 	@tools/model.sh q8_0
 	@PORT='$(PORT)' DIR='$(DIR)' tools/run.sh
 
 #: make test       every test: unit, integration, crash, fuzz corpora; ends with a count
 #:                 VARIANT=asan | tsan runs them under a sanitizer
 test: deps deps-test
-	@$(MAKE) --no-print-directory programs units
+	@$(MAKE) --no-print-directory -j$(JOBS) programs units
 	@tools/model.sh f32 f16 q8_0
 	@VARIANT='$(VARIANT)' tools/test.sh
 
 #: make check-long the long versions: thousands of kills and damaged files, minutes of fuzzing
 check-long: deps deps-test
-	@$(MAKE) --no-print-directory programs units
+	@$(MAKE) --no-print-directory -j$(JOBS) programs units
 	@tools/model.sh f32 f16 q8_0
 	@KITH_LONG=1 VARIANT='$(VARIANT)' tools/test.sh
 
 #: make bench      the figures of the README, beside their peers, as tables, CSV and PNG
 bench: deps deps-test
-	@$(MAKE) --no-print-directory programs $(BENCHES)
+	@$(MAKE) --no-print-directory -j$(JOBS) programs $(BENCHES)
 	@tools/model.sh f32 f16 q8_0
 	@tools/bench.sh
 
@@ -124,7 +126,7 @@ fuzz: deps deps-test $(FUZZERS)
 
 #: make lint       format, warnings as errors, headers that stand alone, rooms that keep their walls
 lint: deps deps-test
-	@$(MAKE) --no-print-directory programs
+	@$(MAKE) --no-print-directory -j$(JOBS) programs
 	@CC='$(CC)' CFLAGS='$(CSTD) $(WARN) -I. $(KERNEL_CHECK)' tools/lint.sh
 
 #: make format     clang-format over every source
@@ -137,7 +139,8 @@ docs: programs
 	@$(BIN)/kith-docs configuration > docs/configuration.md
 
 #: make model      fetch and convert the default model, all-MiniLM-L6-v2
-model: deps programs
+model: deps
+	@$(MAKE) --no-print-directory -j$(JOBS) programs
 	@tools/model.sh q8_0
 
 #: make deps       install the packages a build needs (Debian); elsewhere print them

@@ -16,6 +16,26 @@ test) packages=$test ;;
     ;;
 esac
 
+# Runs a long command quietly, with the seconds it takes shown; its last words when it fails.
+busy() {
+    local log start
+    log=$(mktemp)
+    start=$(date +%s)
+    "$@" >"$log" 2>&1 &
+    while kill -0 $! 2>/dev/null; do
+        [ -t 1 ] && printf '\r    %d s  %.70s\033[K' $(($(date +%s) - start)) "$(tail -n 1 "$log" | tr -d '\r')"
+        sleep 0.5
+    done
+    [ -t 1 ] && printf '\r\033[K'
+    if wait $!; then
+        rm -f "$log"
+        return 0
+    fi
+    tail -n 20 "$log" >&2
+    rm -f "$log"
+    return 1
+}
+
 missing() {
     for p in $packages; do
         dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || echo "$p"
@@ -45,14 +65,15 @@ if [ -n "$need" ]; then
     fi
     echo "==> installing" $need
     export DEBIAN_FRONTEND=noninteractive
-    # shellcheck disable=SC2086
-    $sudo apt-get install -y -q --no-install-recommends $need >/tmp/kith-apt.$$ 2>&1 ||
-        { $sudo apt-get update -q && $sudo apt-get install -y -q --no-install-recommends $need; } >/tmp/kith-apt.$$ 2>&1 || {
-        tail -n 20 /tmp/kith-apt.$$ >&2
+    install_needed() {
+        # shellcheck disable=SC2086
+        $sudo apt-get install -y -q --no-install-recommends $need ||
+            { $sudo apt-get update -q && $sudo apt-get install -y -q --no-install-recommends $need; }
+    }
+    busy install_needed || {
         echo "kith: apt-get could not install:" $need >&2
         exit 1
     }
-    rm -f /tmp/kith-apt.$$
     # A freshly installed redis-server must not take the port a user is about to use.
     case " $need " in *redis-server*) $sudo service redis-server stop >/dev/null 2>&1 || true ;; esac
 fi
@@ -65,6 +86,6 @@ if [ ! -x $venv/bin/python ]; then
 fi
 if [ "${1:-build}" = test ] && ! cmp -s tools/requirements.txt $venv/requirements.txt; then
     echo "==> installing the tests' Python packages into $venv"
-    $venv/bin/pip install -q --disable-pip-version-check -r tools/requirements.txt
+    busy $venv/bin/pip install --disable-pip-version-check -r tools/requirements.txt
     cp tools/requirements.txt $venv/requirements.txt
 fi
