@@ -10,8 +10,9 @@
 #include "server/vector_args.h"
 
 enum { M_DEFAULT = 16, EF_BUILD_DEFAULT = 200, EF_SEARCH_DEFAULT = 100, COUNT_DEFAULT = 10 };
-/* An update of an element while a search runs can hide it; then the search is made again. */
-enum { SEARCH_TRIES = 8 };
+/* An update of an element while a search runs can hide it; then the search is made again, and
+ * at last with updates held off. */
+enum { SEARCH_TRIES = 3 };
 
 static bool find_set(struct client *c, struct vset **v)
 {
@@ -276,8 +277,13 @@ static int search(struct vsim *q, struct found *f, struct arena *arena, struct e
         rc = search_once(q, scratch, k, f, e);
         epoch_exit();
         if (rc != 0 || vset_replacements(q->set) == before)
-            break;
+            return rc;
     }
+    vset_hold(q->set);
+    epoch_enter();
+    rc = search_once(q, scratch, k, f, e);
+    epoch_exit();
+    vset_let_go(q->set);
     return rc;
 }
 

@@ -121,7 +121,17 @@ uint32_t vset_count(struct vset *v)
 
 uint64_t vset_replacements(const struct vset *v)
 {
-    return atomic_load_explicit(&v->replacements, memory_order_acquire);
+    return atomic_load(&v->replacements);
+}
+
+void vset_hold(struct vset *v)
+{
+    pthread_mutex_lock(&v->owner);
+}
+
+void vset_let_go(struct vset *v)
+{
+    pthread_mutex_unlock(&v->owner);
 }
 
 void vset_dirtied(struct vset *v)
@@ -386,9 +396,10 @@ static int add_locked(struct vset *v, struct slice name, const float *vector,
         return 0;
     }
     table_replace(v, name, old, slot);
-    rc = retire_slot(v, old, e);
-    atomic_fetch_add_explicit(&v->replacements, 1, memory_order_release);
-    return rc;
+    /* Between the two: a search that saw the same number before and after either began when the
+     * new slot was there, or ended when the old one still was. */
+    atomic_fetch_add(&v->replacements, 1);
+    return retire_slot(v, old, e);
 }
 
 int vset_add(struct vset *v, struct slice name, const float *vector, const struct slice *text,

@@ -86,6 +86,10 @@ bool vset_name(struct vset *v, uint32_t slot, struct buf *out, struct err *e);
 /* Changes when an update replaced a slot by another: a search that saw it change looks again.
  */
 uint64_t vset_replacements(const struct vset *v);
+/* Keeps the set as it is for the length of a search: the last resort of one that was overtaken
+ * by updates again and again. Take it outside an epoch bracket. */
+void vset_hold(struct vset *v);
+void vset_let_go(struct vset *v);
 /* KITH_ENOTFOUND when the element has no text. */
 int vset_text(struct vset *v, uint32_t slot, struct buf *out, struct err *e);
 

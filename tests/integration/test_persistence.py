@@ -33,6 +33,9 @@ def fill(server, seed=1):
                     requests.append(("APPEND", key, rng.randbytes(50)))
                 if i % 7 == 0:
                     requests.append(("EXPIRE", key, 10000))
+                if i % 6 == 0:
+                    requests.append(("SET", key, "again", "PXAT", 4000000000000 + i))
+                    requests.append(("INCR", b"count:%d" % (i % 4)))
                 if i % 11 == 0:
                     requests.append(("DEL", key))
                 if i % 13 == 0:
@@ -350,7 +353,8 @@ def test_damage_is_told_and_not_served(make_server):
         w.cmd("SET", "k", value)
         w.cmd("SAVE")
     s.stop()
-    file = max((f for f in s.data.rglob("*") if f.is_file()), key=lambda f: f.read_bytes().count(value[:64]))
+    files = [f for f in s.data.rglob("*") if f.is_file()]
+    file = max(files, key=lambda f: f.read_bytes().count(value[:64]))
     data = bytearray(file.read_bytes())
     at = data.find(value[1000:1064])
     assert at > 0, "the value is not where the test looks for it"
