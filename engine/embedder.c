@@ -212,10 +212,10 @@ static int add_text(struct embedder *m, const struct embedder_request *request, 
     if (rc)
         return err_wrap(e, "text %u", i + 1), rc;
     if (n > room && !request->truncate)
-        return err_set(e, KITH_EINVAL,
-                       "text %u has %zu tokens, the model takes %zu: shorten it or ask for "
-                       "truncation",
-                       i + 1, n + FRAME_TOKENS, context);
+        return err_set(
+            e, KITH_EINVAL,
+            "text %u has %zu tokens, the model takes %zu: shorten it or give TRUNCATE", i + 1,
+            n + FRAME_TOKENS, context);
     if (n > room)
         n = room;
     q->ids[q->n_ids] = wordpiece_cls(m->tokenizer);

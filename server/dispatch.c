@@ -314,7 +314,10 @@ void dispatch_set_running(struct connection *conn, struct request *q)
 
 size_t dispatch_effect_bytes(const struct request *q)
 {
-    size_t n = q->parsed.bytes + EFFECT_OVERHEAD_BYTES;
+    /* A component of VALUES becomes a float, a name may be deleted because it expired before it
+     * is written anew. */
+    size_t n =
+        q->parsed.bytes * 2 + (size_t)q->parsed.argc * EFFECT_ARG_BYTES + EFFECT_OVERHEAD_BYTES;
     if (q->texts == TEXTS_READY && q->embedding.code == 0)
         n += (size_t)q->embedding.n * q->embedding.dim * sizeof(float);
     return n;

@@ -38,7 +38,12 @@ enum effect_op {
     EFFECT_VREM = 8
 };
 
-enum { EFFECT_VERSION = 1, EFFECT_ALL_DBS = 255, EFFECT_OVERHEAD_BYTES = 512 };
+enum {
+    EFFECT_VERSION = 1,
+    EFFECT_ALL_DBS = 255,
+    EFFECT_OVERHEAD_BYTES = 512,
+    EFFECT_ARG_BYTES = 32
+};
 
 struct effect {
     enum effect_op op;

@@ -264,8 +264,7 @@ static inline struct connection *connection_of(struct client *c)
 void dispatch_run(struct connection *conn);
 void dispatch_forget(struct connection *conn); /* frees everything queued */
 void dispatch_release(struct connection *conn, struct request *q);
-/* What a request may put into the log at most, before shard_enter's own factor: its arguments,
- * its vectors, and the frame of an effect. */
+/* What a request may put into the log at most. */
 size_t dispatch_effect_bytes(const struct request *q);
 /* Runs fn with the shard entered for these flags and bytes (or plainly, when they do not touch
  * data) and raises the batch's gate. */

@@ -44,14 +44,14 @@ static uint64_t memory_in_use(void)
 
 /* Asking the allocator takes too long for every write, so it is asked at each tick and whenever
  * the writes since then could have passed the limit by more than a small part of it. */
-static bool past_memory_limit(struct shard *s, size_t arg_bytes)
+static bool past_memory_limit(struct shard *s, size_t log_bytes)
 {
     uint64_t limit = s->options.maxmemory;
     if (!limit)
         return false;
     uint64_t part = limit / 64 > MEASURE_EVERY_BYTES ? limit / 64 : MEASURE_EVERY_BYTES;
     uint64_t used = atomic_load_explicit(&s->used_memory, memory_order_relaxed);
-    if (used <= limit && (s->unmeasured_bytes += arg_bytes) > part) {
+    if (used <= limit && (s->unmeasured_bytes += log_bytes) > part) {
         used = memory_in_use();
         atomic_store_explicit(&s->used_memory, used, memory_order_relaxed);
         s->unmeasured_bytes = 0;
@@ -70,12 +70,17 @@ static int admit_write(struct shard *s, size_t bytes, struct err *e)
 }
 
 enum command_result shard_enter(struct shard *s, struct client *c, unsigned flags,
-                                size_t arg_bytes, bool *refused)
+                                size_t log_bytes, bool *refused)
 {
     *refused = false;
     if (!(flags & CMD_WRITE))
         return COMMAND_DONE;
-    if ((flags & CMD_DENYOOM) && past_memory_limit(s, arg_bytes)) {
+    if (s->now_ms < s->reload_until_ms) {
+        atomic_store(&s->waiting_for_room, true);
+        waitlist_add(s->room, client_ref(c));
+        return COMMAND_WAIT;
+    }
+    if ((flags & CMD_DENYOOM) && past_memory_limit(s, log_bytes)) {
         resp_error(c->out, "OOM command not allowed when used memory > 'maxmemory'.");
         *refused = true;
         return COMMAND_DONE;
@@ -96,7 +101,7 @@ enum command_result shard_enter(struct shard *s, struct client *c, unsigned flag
         return COMMAND_WAIT;
     }
     struct err e;
-    int rc = admit_write(s, arg_bytes * 4 + RESERVE_SLACK_BYTES, &e);
+    int rc = admit_write(s, log_bytes + RESERVE_SLACK_BYTES, &e);
     if (rc == KITH_EBUSY) {
         atomic_store(&s->waiting_for_room, true);
         waitlist_add(s->room, client_ref(c));

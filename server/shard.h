@@ -28,10 +28,10 @@ void shard_lock(struct shard *s);   /* any thread, not re-entrant */
 void shard_unlock(struct shard *s); /* by the thread that locked */
 
 /* Before a command, or once before all commands of an EXEC with the sum of their bytes
- * (arguments, vectors, and a frame for each). COMMAND_DONE with *refused set means that an
+ * (dispatch_effect_bytes). COMMAND_DONE with *refused set means that an
  * error was replied and the command must not run; COMMAND_WAIT that the client was parked. */
 enum command_result shard_enter(struct shard *s, struct client *c, unsigned flags,
-                                size_t arg_bytes, bool *refused);
+                                size_t log_bytes, bool *refused);
 /* After it. Returns the log index the reply must wait for (see net.c on the gate). */
 uint64_t shard_leave(struct shard *s);
 

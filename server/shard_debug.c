@@ -84,9 +84,15 @@ static int reload(struct shard *s, struct err *e)
     return rc;
 }
 
+/* Writers are held back while a reload waits for its checkpoint, or it would start over after
+ * each of their changes. When the client that asked has gone, they wait this long and no
+ * longer. */
+enum { RELOAD_PATIENCE_MS = 1000 };
+
 int shard_reload(struct shard *s, struct client *c, struct err *e)
 {
     if (!all_is_in_the_store(s)) {
+        s->reload_until_ms = s->now_ms + RELOAD_PATIENCE_MS;
         /* Onto the list first, so that a checkpoint that ends at once still wakes the client.
          */
         waitlist_add(s->checkpoint.waiters, client_ref(c));
@@ -94,5 +100,7 @@ int shard_reload(struct shard *s, struct client *c, struct err *e)
         return 0;
     }
     int rc = reload(s, e);
+    s->reload_until_ms = 0;
+    shard_wake_writers(s);
     return rc == 0 ? 1 : rc;
 }

@@ -53,8 +53,9 @@ struct shard {
     struct buf effects; /* of the running command */
     size_t reserved;    /* bytes of the log the running thread has reserved for it, 0: none */
     int64_t now_ms;     /* the time all commands of a batch see */
-    bool keep_stored;   /* a dropped set is only let go, not deleted from the store */
-    struct waitlist *room; /* writers that wait for link workers or a checkpoint */
+    int64_t reload_until_ms; /* writers wait for a DEBUG RELOAD until then at most */
+    bool keep_stored;        /* a dropped set is only let go, not deleted from the store */
+    struct waitlist *room;   /* writers that wait for link workers or a checkpoint */
     _Atomic bool waiting_for_room;
     _Atomic bool failed; /* the log's sync failed: the process is about to end */
     uint64_t n_vectors;  /* of all sets */

@@ -6,6 +6,7 @@ Then the server is killed, started again (sometimes killed while it starts), and
 compared: nothing acknowledged may be missing, nothing a reader saw may be gone, and every database
 must be exactly a state it had between two operations of its writer."""
 
+import itertools
 import random
 import select
 import signal
@@ -158,7 +159,9 @@ def run_cycles(n_cycles, seed, seconds):
     base = list(server.options)
     with server:
         start_at_last(server, rng)
-        for cycle in range(n_cycles):
+        for cycle in itertools.count():
+            if totals["kills"] == n_cycles:
+                break
             print(f"cycle {cycle} of seed {seed}, options {words}")
             sig = signal.SIGTERM if rng.random() < 0.08 else signal.SIGKILL
             before = sum(w.acknowledged for w in writers)
