@@ -43,7 +43,7 @@ SYS_storage := -llmdb $(SYS_base)
 SYS_index := $(SYS_base)
 SYS_engine := -lutf8proc $(SYS_base)
 SYS_replication := $(SYS_storage) $(SYS_protocol)
-SYS_server := -levent_core -levent_pthreads $(SYS_storage) $(SYS_protocol) $(SYS_engine)
+SYS_server := -levent_core $(SYS_storage) $(SYS_protocol) $(SYS_engine)
 SYS_tools := -ljansson -lhiredis
 
 KERNEL_CHECK := -DKITH_ISA=scalar -DKITH_ISA_scalar=1

@@ -62,7 +62,7 @@ for room in base protocol storage index engine server; do
     storage) libs="base" sys="-llmdb -lxxhash -lm" ;;
     index) libs="base" sys="-lxxhash -lm" ;;
     engine) libs="base" sys="-lutf8proc -lxxhash -lm" ;;
-    server) libs="replication engine index storage protocol base" sys="-levent_core -levent_pthreads -llmdb -lhiredis -lutf8proc -lxxhash -lm" ;;
+    server) libs="replication engine index storage protocol base" sys="-levent_core -llmdb -lhiredis -lutf8proc -lxxhash -lm" ;;
     esac
     args="-Wl,--whole-archive build/obj/lib$room.a -Wl,--no-whole-archive"
     for l in $libs; do args="$args build/obj/lib$l.a"; done

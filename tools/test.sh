@@ -8,7 +8,7 @@ variant=${VARIANT:-release}
 export KITH_BIN=$root/bin KITH_VARIANT=$variant
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:abort_on_error=0:exitcode=99}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
-export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=1:exitcode=66:suppressions=$PWD/tests/tsan.supp}
+export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=1:exitcode=66}
 logs=$root/test-logs
 rm -rf "$logs" && mkdir -p "$logs"
 passed=0 failed=0 skipped=0
