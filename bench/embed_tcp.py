@@ -89,7 +89,8 @@ def plot(rows, path):
     axis.set_xlabel("tokens a text x texts a request")
     axis.set_ylabel("tokens a second")
     axis.set_title("all-MiniLM-L6-v2, 2 threads")
-    axis.legend()
+    axis.set_ylim(0, 1.2 * axis.get_ylim()[1])
+    axis.legend(loc="upper left", ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -69,7 +69,8 @@ def plot(rows, path):
         axis.set_xticks(range(len(some)), [r["test"] for r in some])
         axis.set_title(f"50 clients, pipeline {pipeline}")
         axis.set_ylabel("requests a second")
-        axis.legend()
+        axis.set_ylim(0, 1.25 * axis.get_ylim()[1])
+        axis.legend(loc="upper center", ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
