@@ -107,7 +107,7 @@ test: deps deps-test
 	@tools/model.sh f32 f16 q8_0
 	@VARIANT='$(VARIANT)' tools/test.sh
 
-#: make check-long the long versions: thousands of kills and damaged files, minutes of fuzzing
+#: make check-long the long versions: thousands of kills and damaged files
 check-long: deps deps-test
 	@$(MAKE) --no-print-directory -j$(JOBS) programs units
 	@tools/model.sh f32 f16 q8_0
