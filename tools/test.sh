@@ -19,7 +19,7 @@ say "==> unit tests ($variant)"
 for t in "$root"/tests/*_test; do
     [ -x "$t" ] || continue
     name=$(basename "$t")
-    start=$(date +%s.%N)
+    start=$(date +%s%N)
     timeout 600 "$t" >"$logs/$name.log" 2>&1
     code=$?
     ok=$(grep -c '^\[       OK \]' "$logs/$name.log")
@@ -30,7 +30,7 @@ for t in "$root"/tests/*_test; do
     [ "$skip" -gt 0 ] && skip=$(((skip + 1) / 2))
     passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
     printf '  %-28s %3d ok %s %s  %.1f s\n' "$name" "$ok" "$([ "$bad" -gt 0 ] && echo "$bad FAILED")" \
-        "$([ "$skip" -gt 0 ] && echo "$skip skipped")" "$(echo "$(date +%s.%N) - $start" | bc)"
+        "$([ "$skip" -gt 0 ] && echo "$skip skipped")" "$(awk "BEGIN { print ($(date +%s%N) - $start) / 1e9 }")"
     if [ "$code" != 0 ]; then
         tail -n 40 "$logs/$name.log" | sed 's/^/    /'
     elif [ "$skip" -gt 0 ]; then
