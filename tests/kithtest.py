@@ -233,7 +233,7 @@ def _environment():
     env.setdefault("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=0:exitcode=99")
     env.setdefault("UBSAN_OPTIONS", "print_stacktrace=1")
     env.setdefault(
-        "TSAN_OPTIONS", f"halt_on_error=1:exitcode=66:suppressions={ROOT}/tests/tsan.supp"
+        "TSAN_OPTIONS", "halt_on_error=1:exitcode=66"
     )
     return env
 
