@@ -232,9 +232,7 @@ def _environment():
     env = dict(os.environ)
     env.setdefault("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=0:exitcode=99")
     env.setdefault("UBSAN_OPTIONS", "print_stacktrace=1")
-    env.setdefault(
-        "TSAN_OPTIONS", "halt_on_error=1:exitcode=66"
-    )
+    env.setdefault("TSAN_OPTIONS", "halt_on_error=1:exitcode=66")
     return env
 
 
