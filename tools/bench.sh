@@ -19,6 +19,8 @@ echo "==> the engine's kernels"
 build/bin/bench-embed-kernels
 echo "==> the index"
 build/bin/bench-index
+echo "==> the shard's lock"
+build/bin/bench-handover
 echo "==> the log and the store"
 build/bin/bench-storage
 echo "CSV and PNG files are in $out"

@@ -105,11 +105,8 @@ def test_sessions_go_as_shown(make_server, model, page):
 def test_python_blocks_of_the_readme_run(make_server, model):
     """Its Python is run as it stands, against a server on the port it names."""
     path = ROOT / "README.md"
-    if not path.exists():
-        pytest.skip("there is no README.md yet")
     blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S)
-    if not blocks:
-        pytest.skip("the README shows no Python")
+    assert blocks, "the README shows no Python"
     s = make_server("--embedder", model)
     s.wait_engine()
     for block in blocks:
