@@ -81,8 +81,8 @@ FUZZERS := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(FUZZ_SRC))
 BENCH_SRC := $(wildcard bench/*.c)
 BENCHES := $(foreach p,$(BENCH_SRC),$(BIN)/$(subst _,-,$(notdir $(p:.c=))))
 
-.PHONY: all programs deps deps-test model models run test test-quick check check-long bench fuzz \
-	lint format clean help install docs units
+.PHONY: all programs deps deps-test model models run test test-quick check check-long bench \
+	bench-vsets fuzz lint format clean help install docs units
 
 all: deps
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
@@ -118,6 +118,15 @@ bench: deps deps-test
 	@$(MAKE) --no-print-directory -j$(JOBS) programs $(BENCHES)
 	@tools/model.sh f32 f16 q8_0
 	@tools/bench.sh
+
+#: make bench-vsets  vector sets beside hnswlib, faiss, usearch and Redis (KITH_REDIS: a redis-server
+#:                 that has them), with their goals; ARGS=--quick, ARGS="--n 1000000 --only memory"
+ARGS ?=
+bench-vsets: deps
+	@tools/deps.sh bench
+	@$(MAKE) --no-print-directory -j$(JOBS) programs $(BIN)/bench-vsets-load $(BIN)/peer-hnswlib
+	@tools/model.sh q8_0
+	@tools/bench.sh vsets $(ARGS)
 
 #: make fuzz       libFuzzer on every parser of outside bytes, FUZZ_SECONDS=60 each
 FUZZ_SECONDS ?= 60
@@ -191,6 +200,12 @@ $(BIN)/$(subst _,-,$(notdir $(1:.c=))): $(OBJ)/$(1:.c=.o) $(if $(filter tools/%,
 	$(Q)$(CC) $(LDFLAGS) -o $$@ $$^ $(if $(filter tools/%,$(1)),$(SYS_tools)) $(SYS_server)
 endef
 $(foreach p,$(PROGRAM_SRC) $(BENCH_SRC),$(eval $(call PROGRAM_RULE,$(p))))
+
+# A peer is compiled for this very machine, as its users would.
+$(BIN)/peer-hnswlib: bench/peer_hnswlib.cpp
+	$(call say,CXX,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CXX) -std=c++17 -O3 -march=native -o $@ $<
 
 # A unit test links what its room may know and nothing else: room_module_test.c.
 define UNIT_RULE

@@ -4,6 +4,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 static atomic_long fail_countdown; /* 0: off; n: the n-th allocation from now fails */
 
@@ -21,6 +24,13 @@ static bool injected_failure(void)
 void mem_fail_after(long n)
 {
     atomic_store(&fail_countdown, n);
+}
+
+void mem_trim(void)
+{
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }
 
 bool mem_mul_overflows(size_t a, size_t b, size_t *product)

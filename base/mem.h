@@ -19,6 +19,9 @@ void *mem_alloc_aligned(size_t alignment, size_t bytes); /* freed by mem_free */
 char *mem_strdup(const char *s);
 void *mem_dup(const void *p, size_t bytes);
 void mem_free(void *p);
+/* Gives memory that was freed back to the system where the allocator keeps it. Takes some
+ * milliseconds a gigabyte; for quiet moments. */
+void mem_trim(void);
 
 bool mem_mul_overflows(size_t a, size_t b, size_t *product);
 

@@ -2,12 +2,18 @@
  *
  * Vectors come from a stated generator, so that a figure can be repeated elsewhere:
  *   manifold   z ~ N(0,1)^latent, x = A z + noise * N(0,1)^dim, A fixed, N(0,1/latent) entries:
- * data of low intrinsic dimension, as embeddings are clusters   a centre of 1,000 plus 0.5 *
- * N(0,1)^dim random     N(0,1)^dim, the hardest Queries are drawn as the vectors are. Recall is
- * against the exact nearest by the float vectors, so it counts what quantization loses, too.
+ *              data of low intrinsic dimension, as embeddings are
+ *   clusters   a centre of 1,000 plus 0.5 * N(0,1)^dim
+ *   random     N(0,1)^dim, the hardest
+ * and are multiplied by exp(spread * N(0,1)), for metrics that know lengths. Queries are drawn
+ * as the vectors are. Recall is against the exact nearest by the float vectors, so it counts
+ * what quantization loses, too; "walk" is against the exact nearest by the codes.
  *
- * The bound beside each rate: the codes and links that a query touched, times the rate, over
- * the bandwidth of a plain sequential read measured in the same run. */
+ * With --filter, each element passes with that probability, whatever its vector, and searches
+ * accept only those that pass; accept is one look at an array of bytes.
+ *
+ * The bound beside each rate: the codes that a query touched, times the rate, over the
+ * bandwidth of a plain sequential read measured in the same run. */
 #include <getopt.h>
 #include <math.h>
 #include <stdio.h>
@@ -23,11 +29,17 @@
 struct options {
     const char *generator, *csv;
     uint32_t n, dim, latent, n_queries, m, ef_construction, k, threads;
-    double noise;
+    double noise, spread, filter;
     enum index_quant quant;
+    enum index_metric metric;
     uint64_t seed;
     uint32_t churn;
 };
+
+static const char *const quant_names[] = {
+    [INDEX_F32] = "f32", [INDEX_INT8] = "int8", [INDEX_F16] = "f16", [INDEX_BIN] = "bin"};
+static const char *const metric_names[] = {
+    [INDEX_COSINE] = "cosine", [INDEX_L2] = "l2", [INDEX_IP] = "ip"};
 
 struct set {
     struct index_params params;
@@ -83,6 +95,9 @@ static float *generate(const struct options *o)
         }
         for (uint32_t d = 0; d < o->dim; d++)
             v[d] += (float)(noise * gauss(&r));
+        double length = o->spread > 0 ? exp(o->spread * gauss(&r)) : 1;
+        for (uint32_t d = 0; d < o->dim; d++)
+            v[d] = (float)(v[d] * length);
     }
     mem_free(basis);
     mem_free(z);
@@ -93,7 +108,12 @@ static void set_open(struct set *s, enum index_kind kind, enum index_quant quant
                      const struct options *o)
 {
     struct err e = {0};
-    s->params = (struct index_params){kind, quant, o->dim, o->m, o->ef_construction};
+    s->params = (struct index_params){.kind = kind,
+                                      .quant = quant,
+                                      .metric = o->metric,
+                                      .dim = o->dim,
+                                      .m = o->m,
+                                      .ef_construction = o->ef_construction};
     s->arrays.codes = need(records_heap_new(index_code_stride(&s->params)));
     if (kind == INDEX_HNSW) {
         s->arrays.links = need(records_heap_new(index_links_stride(&s->params)));
@@ -164,21 +184,73 @@ static double build(struct set *s, const struct options *o, const float *x, uint
     return (double)(clock_mono_us() - start) / 1e6;
 }
 
-static void exact_hits(const struct options *o, const float *x, struct index_hit *hits)
+/* Who passes the filter; NULL: all. */
+static uint8_t *passes;
+
+static bool pass(void *arg, uint32_t slot)
 {
-    struct set flat = {0};
-    struct err e;
-    set_open(&flat, INDEX_FLAT, INDEX_F32, o);
-    struct index_scratch *scratch = need(index_scratch_new());
+    (void)arg;
+    return passes[slot];
+}
+
+static void draw_filter(const struct options *o)
+{
+    struct rng r;
+    if (o->filter >= 1)
+        return;
+    passes = need(mem_alloc(o->n));
+    rng_seed(&r, o->seed + 2);
     for (uint32_t i = 0; i < o->n; i++)
-        add_one(&flat, i, x + (size_t)i * o->dim, i);
+        passes[i] = rng_unit(&r) < o->filter;
+}
+
+static struct index_query query_of(const struct options *o, const float *x, uint32_t i,
+                                   uint32_t ef)
+{
+    return (struct index_query){.vector = x + ((size_t)o->n + i) * o->dim,
+                                .k = o->k,
+                                .ef = ef,
+                                .exact = ef == 0,
+                                .accept = passes ? pass : NULL};
+}
+
+/* The k nearest of each query, o->k places each; those that do not exist are no slot. */
+static struct index_hit *exact_hits(struct set *s, const struct options *o, const float *x)
+{
+    struct err e;
+    size_t total = (size_t)o->n_queries * o->k;
+    struct index_hit *hits = need(mem_alloc_n(total, sizeof *hits));
+    struct index_scratch *scratch = need(index_scratch_new());
+    for (size_t i = 0; i < total; i++)
+        hits[i].slot = INDEX_SLOT_NONE;
     for (uint32_t i = 0; i < o->n_queries; i++) {
-        struct index_query q = {.vector = x + ((size_t)o->n + i) * o->dim, .k = o->k};
-        if (index_search(flat.index, scratch, &q, hits + (size_t)i * o->k, &e) < 0)
+        struct index_query q = query_of(o, x, i, 0);
+        epoch_enter();
+        if (index_search(s->index, scratch, &q, hits + (size_t)i * o->k, &e) < 0)
             die(e.message);
+        epoch_exit();
     }
     index_scratch_free(scratch);
+    return hits;
+}
+
+static struct index_hit *true_hits(const struct options *o, const float *x)
+{
+    struct set flat = {0};
+    set_open(&flat, INDEX_FLAT, INDEX_F32, o);
+    for (uint32_t i = 0; i < o->n; i++)
+        add_one(&flat, i, x + (size_t)i * o->dim, i);
+    struct index_hit *hits = exact_hits(&flat, o, x);
     set_close(&flat);
+    return hits;
+}
+
+static uint64_t n_places(const struct options *o, const struct index_hit *truth)
+{
+    uint64_t n = 0;
+    for (size_t i = 0; i < (size_t)o->n_queries * o->k; i++)
+        n += truth[i].slot != INDEX_SLOT_NONE;
+    return n ? n : 1;
 }
 
 static uint32_t common(const struct index_hit *a, const struct index_hit *b, int64_t n,
@@ -192,7 +264,12 @@ static uint32_t common(const struct index_hit *a, const struct index_hit *b, int
 }
 
 struct point {
-    double recall, qps, p50_us, p99_us, visits;
+    double recall, walk, qps, p50_us, p99_us, visits, rejected;
+};
+
+/* What is to be found: by the vectors, and by the codes. */
+struct truth {
+    struct index_hit *vectors, *codes;
 };
 
 static int compare_doubles(const void *a, const void *b)
@@ -202,23 +279,21 @@ static int compare_doubles(const void *a, const void *b)
 }
 
 static struct point search_all(struct set *s, const struct options *o, const float *x,
-                               const struct index_hit *truth, uint32_t ef)
+                               const struct truth *truth, uint32_t ef)
 {
     struct index_scratch *scratch = need(index_scratch_new());
     struct index_hit *hits = need(mem_alloc_n(o->k, sizeof *hits));
     double *us = need(mem_alloc_n(o->n_queries, sizeof *us));
     struct err e;
-    uint64_t found = 0, visits = 0;
+    uint64_t found = 0, walked = 0, visits = 0, rejected = 0;
     double total = 0;
     for (int round = 0; round < 2; round++) { /* the first one warms */
+        found = walked = visits = rejected = 0;
         total = 0;
-        found = 0;
-        visits = index_scratch_visits(scratch);
         for (uint32_t i = 0; i < o->n_queries; i++) {
-            struct index_query q = {.vector = x + ((size_t)o->n + i) * o->dim,
-                                    .k = o->k,
-                                    .ef = ef,
-                                    .exact = ef == 0};
+            struct index_query q = query_of(o, x, i, ef);
+            struct index_search_stats stats;
+            q.stats = &stats;
             int64_t start = clock_mono_ns();
             epoch_enter();
             int64_t n = index_search(s->index, scratch, &q, hits, &e);
@@ -227,14 +302,20 @@ static struct point search_all(struct set *s, const struct options *o, const flo
             total += us[i];
             if (n < 0)
                 die(e.message);
-            found += common(hits, truth + (size_t)i * o->k, n, o->k);
+            found += common(hits, truth->vectors + (size_t)i * o->k, n, o->k);
+            walked += common(hits, truth->codes + (size_t)i * o->k, n, o->k);
+            visits += stats.n_visits;
+            rejected += stats.n_rejected;
         }
     }
     qsort(us, o->n_queries, sizeof *us, compare_doubles);
-    struct point p = {
-        (double)found / ((double)o->n_queries * o->k), o->n_queries / total * 1e6,
-        us[o->n_queries / 2], us[o->n_queries * 99 / 100],
-        ef == 0 ? o->n : (double)(index_scratch_visits(scratch) - visits) / o->n_queries};
+    struct point p = {(double)found / (double)n_places(o, truth->vectors),
+                      (double)walked / (double)n_places(o, truth->codes),
+                      o->n_queries / total * 1e6,
+                      us[o->n_queries / 2],
+                      us[o->n_queries * 99 / 100],
+                      (double)visits / o->n_queries,
+                      (double)rejected / o->n_queries};
     mem_free(us);
     mem_free(hits);
     index_scratch_free(scratch);
@@ -251,6 +332,8 @@ static void churn(struct set *s, const struct options *o, const float *x)
     uint32_t *slots = need(mem_alloc_n(o->n, sizeof *slots));
     for (uint32_t i = 0; i < o->n; i++)
         slots[i] = i;
+    uint32_t upper = records_count(s->arrays.upper);
+    size_t heap = index_heap_bytes(s->index);
     for (uint32_t round = 0; round < o->churn; round++) {
         uint32_t tenth = o->n / 10;
         for (uint32_t i = 0; i < tenth; i++) {
@@ -273,6 +356,8 @@ static void churn(struct set *s, const struct options *o, const float *x)
         }
         printf("churn round %u: %.0f removals/s\n", round + 1, tenth / removed);
     }
+    printf("records above level 0: %u before, %u after; heap: %zu bytes before, %zu after\n",
+           upper, records_count(s->arrays.upper), heap, index_heap_bytes(s->index));
     mem_free(slots);
     index_scratch_free(scratch);
 }
@@ -291,38 +376,54 @@ static double read_bandwidth(void)
 }
 
 static void report(struct set *s, const struct options *o, const float *x,
-                   const struct index_hit *truth, const char *what)
+                   struct index_hit *vectors, const char *what)
 {
     static const uint32_t efs[] = {10, 20, 40, 60, 80, 100, 150, 200, 300, 0};
     double gb = read_bandwidth();
     size_t code = s->arrays.codes->stride;
+    struct truth truth = {vectors, exact_hits(s, o, x)};
     FILE *csv = o->csv ? fopen(o->csv, "a") : NULL;
     printf("a plain sequential read gets %.1f GB/s\n", gb);
-    printf("%-8s %8s %10s %9s %9s %9s %9s\n", "ef", "recall", "queries/s", "p50 us", "p99 us",
-           "codes", "GB/s");
+    printf("%-8s %8s %8s %10s %9s %9s %9s %9s %9s\n", "ef", "recall", "walk", "queries/s",
+           "p50 us", "p99 us", "codes", "rejected", "GB/s");
     for (size_t i = 0; i < sizeof efs / sizeof *efs; i++) {
-        struct point p = search_all(s, o, x, truth, efs[i]);
-        printf("%-8u %8.4f %10.0f %9.1f %9.1f %9.0f %9.1f\n", efs[i], p.recall, p.qps, p.p50_us,
-               p.p99_us, p.visits, p.visits * p.qps * (double)code / 1e9);
+        struct point p = search_all(s, o, x, &truth, efs[i]);
+        printf("%-8u %8.4f %8.4f %10.0f %9.1f %9.1f %9.0f %9.0f %9.1f\n", efs[i], p.recall,
+               p.walk, p.qps, p.p50_us, p.p99_us, p.visits, p.rejected,
+               p.visits * p.qps * (double)code / 1e9);
         if (csv)
-            fprintf(csv, "%s,%s,%s,%u,%u,%s,%u,%u,%u,%.4f,%.0f,%.1f,%.1f,%.0f\n", what,
-                    o->generator, o->quant == INDEX_F32 ? "f32" : "int8", o->n, o->dim,
-                    index_kernels_name(), o->m, o->ef_construction, efs[i], p.recall, p.qps,
-                    p.p50_us, p.p99_us, p.visits);
+            fprintf(csv, "%s,%s,%s,%s,%g,%u,%u,%s,%u,%u,%u,%.4f,%.4f,%.0f,%.1f,%.1f,%.0f\n",
+                    what, o->generator, quant_names[o->quant], metric_names[o->metric],
+                    o->filter, o->n, o->dim, index_kernels_name(), o->m, o->ef_construction,
+                    efs[i], p.recall, p.walk, p.qps, p.p50_us, p.p99_us, p.visits);
     }
     if (csv)
         fclose(csv);
+    mem_free(truth.codes);
 }
 
 static void usage(void)
 {
-    puts("bench-index [--generator manifold|clusters|random] [--n N] [--dim D] [--latent L]\n"
-         "            [--noise S] [--queries Q] [--k K] [--m M] [--ef-construction E]\n"
-         "            [--quant int8|f32] [--threads T] [--churn ROUNDS] [--seed S] [--csv "
-         "FILE]\n"
-         "ef 0 in the table is the exact scan. CSV: what, generator, quant, n, dim, kernels, "
-         "m,\n"
-         "ef_construction, ef, recall, queries/s, p50 us, p99 us.");
+    puts(
+        "bench-index [--generator manifold|clusters|random] [--n N] [--dim D] [--latent L]\n"
+        "            [--noise S] [--spread S] [--queries Q] [--k K] [--m M]\n"
+        "            [--ef-construction E] [--quant int8|f32|f16|bin] [--metric cosine|l2|ip]\n"
+        "            [--filter SELECTIVITY] [--threads T] [--churn ROUNDS] [--seed S]\n"
+        "            [--csv FILE]\n"
+        "ef 0 in the table is the exact scan. CSV: what, generator, quant, metric, "
+        "selectivity,\n"
+        "n, dim, kernels, m, ef_construction, ef, recall, recall of the walk, queries/s, p50 "
+        "us,\n"
+        "p99 us, codes.");
+}
+
+static size_t named(const char *name, const char *const *names, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (names[i] && strcmp(names[i], name) == 0)
+            return i;
+    usage();
+    exit(2);
 }
 
 static void parse(int argc, char **argv, struct options *o)
@@ -337,6 +438,9 @@ static void parse(int argc, char **argv, struct options *o)
                                           {"m", 1, 0, 'm'},
                                           {"ef-construction", 1, 0, 'e'},
                                           {"quant", 1, 0, 'u'},
+                                          {"metric", 1, 0, 'i'},
+                                          {"filter", 1, 0, 'f'},
+                                          {"spread", 1, 0, 'p'},
                                           {"threads", 1, 0, 't'},
                                           {"churn", 1, 0, 'r'},
                                           {"seed", 1, 0, 's'},
@@ -374,7 +478,16 @@ static void parse(int argc, char **argv, struct options *o)
             o->ef_construction = number;
             break;
         case 'u':
-            o->quant = strcmp(optarg, "f32") == 0 ? INDEX_F32 : INDEX_INT8;
+            o->quant = (enum index_quant)named(optarg, quant_names, 5);
+            break;
+        case 'i':
+            o->metric = (enum index_metric)named(optarg, metric_names, 3);
+            break;
+        case 'f':
+            o->filter = strtod(optarg, NULL);
+            break;
+        case 'p':
+            o->spread = strtod(optarg, NULL);
             break;
         case 't':
             o->threads = number < 64 ? number : 64;
@@ -407,17 +520,19 @@ int main(int argc, char **argv)
                         .k = 10,
                         .threads = 1,
                         .noise = 0.05,
+                        .filter = 1,
                         .quant = INDEX_INT8,
                         .seed = 1};
     parse(argc, argv, &o);
-    printf("%s, n %u, dim %u, latent %u, noise %g, m %u, ef_construction %u, %s, kernels %s, "
-           "seed %llu\n",
-           o.generator, o.n, o.dim, o.latent, o.noise, o.m, o.ef_construction,
-           o.quant == INDEX_F32 ? "f32" : "int8", index_kernels_name(),
-           (unsigned long long)o.seed);
+    printf(
+        "%s, n %u, dim %u, latent %u, noise %g, spread %g, m %u, ef_construction %u, %s, %s, "
+        "filter %g, kernels %s, seed %llu\n",
+        o.generator, o.n, o.dim, o.latent, o.noise, o.spread, o.m, o.ef_construction,
+        quant_names[o.quant], metric_names[o.metric], o.filter, index_kernels_name(),
+        (unsigned long long)o.seed);
     float *x = generate(&o);
-    struct index_hit *truth = need(mem_alloc_n((size_t)o.n_queries * o.k, sizeof *truth));
-    exact_hits(&o, x, truth);
+    draw_filter(&o);
+    struct index_hit *truth = true_hits(&o, x);
     struct set s = {0};
     set_open(&s, INDEX_HNSW, o.quant, &o);
     double seconds = build(&s, &o, x, o.threads);
@@ -431,6 +546,7 @@ int main(int argc, char **argv)
         report(&s, &o, x, truth, "churned");
     }
     set_close(&s);
+    mem_free(passes);
     mem_free(truth);
     mem_free(x);
     return 0;

@@ -21,9 +21,20 @@
  * more for as much again. Filling up with what the heuristic rejected ("keepPruned") changed
  * nothing measurable.
  *
+ * The inner product is no metric, and is used as it is, in the walk and in the heuristic, as
+ * hnswlib does. Twins cost it more than the others: the longest vectors are everybody's
+ * neighbours, and here their lists are as long as any. 20,000 x 384, lengths spread by exp(0.3
+ * N(0,1)) and exp(N(0,1)), recall@10 at ef 100: 0.94 and 0.90 (hnswlib 0.985 and 0.995), at ef
+ * 200 0.985 and 0.97; L2 is where hnswlib is (0.88 and 0.455 against 0.878 and 0.446), cosine
+ * above it (0.967 against 0.945). Worse for the inner product were: neighbours chosen by cosine
+ * (0.73 and 0.41) or L2 (0.12 and 0.15), and all candidates without the heuristic (0.76 and
+ * 0.53).
+ *
  * Two workers that link near neighbours at the same time do not see each other. That is rare,
  * costs one link, and later arrivals make up for it; but the first vectors of all must see each
  * other, so a commit that finds an entry point where its prepare found none starts again. */
+#include <math.h>
+
 #include "base/epoch.h"
 #include "base/hash.h"
 #include "index/hnsw.h"
@@ -54,8 +65,22 @@ int link_job_add(struct link_job *j, const struct link_edge *edge, struct err *e
     return 0;
 }
 
-/* Below this distance two codes are taken for copies of one vector. */
-static const float copy_distance = 1e-6f;
+/* Whether two codes at this distance are taken for copies of one vector: 1 - cosine below 1e-6,
+ * and by a metric that knows lengths the same length, too. */
+static bool copies(const struct index *x, const struct code *a, const struct code *b,
+                   float distance)
+{
+    const float near = 1e-6f;
+    float product = a->norm * b->norm;
+    switch (x->params.metric) {
+    case INDEX_L2:
+        return distance <= near * product;
+    case INDEX_IP:
+        return distance <= -(1 - near) * product && fabsf(a->norm - b->norm) <= near * a->norm;
+    default:
+        return distance < near;
+    }
+}
 
 /* What a slot needs to stay well connected: no link is taken from one who has not more, and of
  * copies of one vector no more are chosen, or they would fill each other's lists and be an
@@ -69,14 +94,14 @@ static uint32_t few_links(const struct index *x, unsigned level)
  * were chosen. Chooses c, at a distance from the centre, unless it is nearer to one of those.
  */
 static bool choose(struct index *x, struct index_scratch *s, unsigned level,
-                   const struct code *c, float distance, size_t *n)
+                   const struct code *centre, const struct code *c, float distance, size_t *n)
 {
     struct code_query q;
     float d[4];
-    if (distance < copy_distance && *n >= few_links(x, level))
+    if (*n >= few_links(x, level) && copies(x, centre, c, distance))
         return false;
     if (*n > 0)
-        code_query_code(&q, x->params.quant, x->params.dim, c, s->pair_row);
+        code_query_code(&q, &x->params, c, s->pair_row);
     for (size_t i = 0; i < *n; i += 4) {
         size_t m = *n - i < 4 ? *n - i : 4;
         code_distances(&q, s->kept + i, m, d);
@@ -108,7 +133,7 @@ static int choose_victims(struct index *x, struct index_scratch *s, struct link_
     if (!b || rc != 0)
         return rc ? rc : index_damage(e);
     struct code_query q;
-    code_query_code(&q, x->params.quant, x->params.dim, b, s->pair_row);
+    code_query_code(&q, &x->params, b, s->pair_row);
     for (uint32_t i = 0; i < n; i++)
         if (!(s->codes[i] = index_code_at(x, s->slots[i], e)))
             return index_damage(e);
@@ -127,7 +152,7 @@ static int choose_victims(struct index *x, struct index_scratch *s, struct link_
         const struct code *c = index_code_at(x, slot, e);
         if (!c)
             return index_damage(e);
-        if (choose(x, s, edge->level, c, key_distance(key), &n_kept))
+        if (choose(x, s, edge->level, b, c, key_distance(key), &n_kept))
             chosen[n_chosen++ % VICTIMS_MAX] = slot;
         else
             out[n_out++ % VICTIMS_MAX] = slot;
@@ -166,13 +191,15 @@ int link_plan_level(struct index *x, struct index_scratch *s, struct link_job *j
                     unsigned level, uint32_t m, struct err *e)
 {
     size_t first = j->n_edges, n_kept = 0;
-    int rc = 0;
+    const struct code *centre = index_code_at(x, slot, e);
+    int rc = centre ? 0 : index_damage(e);
     for (size_t i = 0; rc == 0 && i < s->list.n && n_kept < m; i++) {
         uint64_t key = s->list.v[i];
         const struct code *c = index_code_at(x, key_slot(key), e);
         if (!c)
             return index_damage(e);
-        if (key_slot(key) == slot || !choose(x, s, level, c, key_distance(key), &n_kept))
+        if (key_slot(key) == slot ||
+            !choose(x, s, level, centre, c, key_distance(key), &n_kept))
             continue;
         struct link_edge edge = {
             .a = slot, .b = key_slot(key), .level = level, .distance = key_distance(key)};
@@ -197,7 +224,7 @@ static int prepare_inside(struct index *x, struct index_scratch *s, struct link_
         return index_damage(e);
     meta = code_meta_load(c);
     unsigned level = code_meta_level(meta);
-    code_query_code(&q, x->params.quant, x->params.dim, c, s->query_row);
+    code_query_code(&q, &x->params, c, s->query_row);
     int rc = hnsw_descend(x, s, &q, level, n, &best, &top, e);
     if (rc != 0)
         return rc < 0 ? rc : 0;

@@ -7,7 +7,16 @@
  * an integer.
  *
  * Removed slots are still walked through until they are unlinked, and so are those a filter
- * rejects: they lead to others, but take no place among the results. */
+ * rejects: they lead to others, but take no place among the results. So the graph stays as
+ * connected as without a filter, and accept is asked only about slots that would be kept: one
+ * in seven of the codes looked at.
+ *
+ * Rejected: to step over those that a filter rejects to their neighbours, and to compute
+ * distances for those that pass alone (ACORN-1, Patel et al. 2024). It saves distances and pays
+ * with questions, which cost more. 100,000 x 384 int8, selectivity 0.01: ef 10 by the plain
+ * rule looks at 17,500 codes, asks 2,700 times and finds 0.97; stepping over needs ef 100 and
+ * 51,000 questions to find 0.91. At 0.1, for 0.88: 5,000 codes and 700 questions against 2,000
+ * and 20,000. */
 #include "index/hnsw.h"
 
 static inline void prefetch_code(const struct code *c, size_t bytes)
@@ -69,7 +78,10 @@ static bool accepted(const struct index_query *query, const struct code *c, uint
 {
     if (code_meta_state(code_meta_load(c)) != CODE_LINKED)
         return false;
-    return !query || !query->accept || query->accept(query->arg, slot);
+    if (!query || !query->accept || query->accept(query->arg, slot))
+        return true;
+    query->stats->n_rejected++;
+    return false;
 }
 
 /* The unvisited links of a slot into s->slots. How many, or a negative code. */
@@ -130,6 +142,8 @@ int hnsw_search_layer(struct index *x, struct index_scratch *s, const struct cod
                 worst = ~far->v[0];
         }
     }
+    if (query)
+        query->stats->cut = near->n && near->v[0] <= worst;
     return 0;
 }
 
@@ -159,6 +173,7 @@ int hnsw_search(struct index *x, struct index_scratch *s, const struct code_quer
     uint64_t best;
     unsigned top;
     s->far.n = s->tail.n = 0;
+    uint64_t visits = s->n_visits;
     int rc = scratch_visit_none(s, n, e);
     if (rc == 0)
         rc = tail_scan(x, s, q, k, query, e);
@@ -166,5 +181,6 @@ int hnsw_search(struct index *x, struct index_scratch *s, const struct code_quer
         rc = hnsw_descend(x, s, q, 0, n, &best, &top, e);
     if (rc == 0)
         rc = hnsw_search_layer(x, s, q, 0, n, ef, best, query, e);
+    query->stats->n_visits += (uint32_t)(s->n_visits - visits);
     return rc < 0 ? rc : 0;
 }

@@ -50,7 +50,7 @@ static int collect_members(struct index *x, struct index_scratch *s, struct link
         s->codes[kept++] = c;
     }
     struct code_query q;
-    code_query_code(&q, x->params.quant, x->params.dim, self, s->query_row);
+    code_query_code(&q, &x->params, self, s->query_row);
     code_distances(&q, s->codes, kept, s->distances);
     if ((rc = keys_reserve(&j->pairs, kept, e)) != 0)
         return rc;
@@ -97,7 +97,7 @@ static int look_at_window(struct index *x, struct index_scratch *s, struct link_
     for (uint32_t i = 0; i + 1 < w->n; i++) {
         struct code_query q;
         float distances[WINDOW];
-        code_query_code(&q, x->params.quant, x->params.dim, s->kept[i], s->pair_row);
+        code_query_code(&q, &x->params, s->kept[i], s->pair_row);
         code_distances(&q, s->kept + i + 1, w->n - i - 1, distances);
         for (uint32_t k = i + 1; k < w->n; k++)
             if (!w->joined[i][k] && !w->joined[k][i])
@@ -138,7 +138,7 @@ static int enrich(struct index *x, struct index_scratch *s, struct link_job *j, 
     const struct code *c = index_code_at(x, slot, e);
     if (!c)
         return index_damage(e);
-    code_query_code(&q, x->params.quant, x->params.dim, c, s->query_row);
+    code_query_code(&q, &x->params, c, s->query_row);
     int rc = hnsw_descend(x, s, &q, level, n, &best, &top, e);
     if (rc != 0 || level > top)
         return rc < 0 ? rc : 0;

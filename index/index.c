@@ -3,9 +3,10 @@
  *
  * What index_save writes, little-endian:
  *
- *   { u32 'KIDX' | u32 version 1 | u32 kind | u32 quant | u32 dim | u32 m | u32 entry slot |
+ *   { u32 'KIDX' | u32 version 2 | u32 kind | u32 quant | u32 dim | u32 m | u32 entry slot |
  *     u32 entry level | u32 n_linked | u32 n_upper | u32 upper_free |
- *     varint n, u32 slots[n]: the tail | varint n, u32 slots[n]: removed, not yet free }
+ *     varint n, u32 slots[n]: the tail | varint n, u32 slots[n]: removed, not yet free |
+ *     u32 metric, from version 2 on (before, all was COSINE) }
  *
  * A later version adds fields at the end and is read by its number; an unknown one is refused.
  * The state of each slot is in its code, so the two lists are only where to begin, and a
@@ -17,7 +18,7 @@
 #include "base/hash.h"
 #include "index/hnsw.h"
 
-enum { STATE_MAGIC = 0x5844494b, STATE_VERSION = 1, TAIL_MAX_DEFAULT = 4096, FREE_BATCH = 64 };
+enum { STATE_MAGIC = 0x5844494b, STATE_VERSION = 2, TAIL_MAX_DEFAULT = 4096, FREE_BATCH = 64 };
 
 uint32_t index_code_stride(const struct index_params *p)
 {
@@ -40,8 +41,10 @@ static int check_params(const struct index_params *p, const struct index_arrays 
     bool hnsw = p->kind == INDEX_HNSW;
     if (!hnsw && p->kind != INDEX_FLAT)
         return err_set(e, KITH_EINVAL, "index kind %d is not known", (int)p->kind);
-    if (p->quant != INDEX_F32 && p->quant != INDEX_INT8)
+    if (p->quant < INDEX_F32 || p->quant > INDEX_BIN)
         return err_set(e, KITH_EINVAL, "quantization %d is not known", (int)p->quant);
+    if (p->metric > INDEX_IP)
+        return err_set(e, KITH_EINVAL, "metric %d is not known", (int)p->metric);
     if (p->dim < 1 || p->dim > INDEX_DIM_MAX)
         return err_set(e, KITH_EINVAL, "%u dimensions; 1 to %d are possible", p->dim,
                        INDEX_DIM_MAX);
@@ -64,8 +67,8 @@ static int load_state(struct index *x, const void *state, size_t bytes, struct e
     if (read_u32(&r) != STATE_MAGIC)
         return err_set(e, KITH_ECORRUPT, "the saved state is not that of an index");
     uint32_t version = read_u32(&r);
-    if (version != STATE_VERSION)
-        return err_set(e, KITH_EFORMAT, "index state of version %u; this build reads %d",
+    if (version < 1 || version > STATE_VERSION)
+        return err_set(e, KITH_EFORMAT, "index state of version %u; this build reads 1 to %d",
                        version, STATE_VERSION);
     if (read_u32(&r) != (uint32_t)x->params.kind || read_u32(&r) != (uint32_t)x->params.quant ||
         read_u32(&r) != x->params.dim || read_u32(&r) != x->params.m)
@@ -93,8 +96,11 @@ static int load_state(struct index *x, const void *state, size_t bytes, struct e
                 tail_push(&x->tail, slot);
         }
     }
+    uint32_t metric = version >= 2 ? read_u32(&r) : INDEX_COSINE;
     if (!reader_done(&r))
         return err_set(e, KITH_ECORRUPT, "the saved state of the index has a wrong length");
+    if (metric != (uint32_t)x->params.metric)
+        return err_set(e, KITH_ECORRUPT, "the saved state is of an index of another metric");
     return 0;
 }
 
@@ -217,7 +223,7 @@ int index_add(struct index *x, uint32_t slot, const float *vector, uint64_t leve
         rc = index_damage(e);
         goto done;
     }
-    int32_t sum = code_encode(c, x->params.quant, x->params.dim, vector, unit);
+    int32_t sum = code_encode(c, &x->params, vector, unit);
     meta = code_meta(hnsw ? CODE_TAIL : CODE_LINKED, hnsw ? level_of(x, level_seed) : 0, sum);
     atomic_store_explicit(&c->meta, meta, memory_order_release);
     if (hnsw)
@@ -229,7 +235,7 @@ done:
     return rc;
 }
 
-int index_remove(struct index *x, uint32_t slot, struct err *e)
+int index_prepare_remove(struct index *x, uint32_t slot, struct err *e)
 {
     uint32_t meta;
     int rc = index_meta(x, slot, &meta, e);
@@ -238,13 +244,21 @@ int index_remove(struct index *x, uint32_t slot, struct err *e)
     enum code_state state = code_meta_state(meta);
     if (state != CODE_TAIL && state != CODE_LINKED)
         return err_set(e, KITH_ENOTFOUND, "slot %u holds no vector", slot);
-    /* So that nothing can fail once the removal is queued. */
     if (!records_writable(x->arrays.codes, slot, e))
         return index_damage(e);
-    if ((rc = removal_enqueue(x, slot, e)) != 0 ||
+    return removal_reserve(x, e);
+}
+
+int index_remove(struct index *x, uint32_t slot, struct err *e)
+{
+    /* So that nothing can fail once the removal is queued. */
+    int rc = index_prepare_remove(x, slot, e);
+    uint32_t meta = 0;
+    if (rc != 0 || (rc = index_meta(x, slot, &meta, e)) != 0 ||
+        (rc = removal_enqueue(x, slot, e)) != 0 ||
         (rc = index_set_state(x, slot, CODE_REMOVED, e)) != 0)
         return rc;
-    if (state == CODE_TAIL)
+    if (code_meta_state(meta) == CODE_TAIL)
         tail_drop(&x->tail, slot);
     else
         atomic_fetch_sub(&x->n_linked, 1);
@@ -267,12 +281,7 @@ void index_save(struct index *x, struct buf *out)
     buf_u32(out, x->upper_free);
     tail_save(&x->tail, out);
     removal_save(x, out);
-}
-
-/* The longest list a scratch must hold: that of a slot and a newcomer. */
-static size_t batch_size(const struct index *x)
-{
-    return x->max0 + 2 < 64 ? 64 : x->max0 + 2;
+    buf_u32(out, (uint32_t)x->params.metric);
 }
 
 /* --- linking --- */
@@ -360,7 +369,7 @@ static int work(struct index *x, struct index_scratch *s, struct link_job *j, st
 
 int index_link(struct index *x, struct index_scratch *s, struct err *e)
 {
-    int rc = scratch_fit(s, x->params.dim, batch_size(x), e);
+    int rc = scratch_fit(s, x->params.dim, index_batch_size(x), e);
     if (rc != 0)
         return rc;
     if (!s->job && !(s->job = mem_calloc(1, sizeof *s->job)))
@@ -400,59 +409,43 @@ static int64_t collect(struct index_scratch *s, size_t k, struct index_hit *hits
 int64_t index_search(struct index *x, struct index_scratch *s, const struct index_query *q,
                      struct index_hit *hits, struct err *e)
 {
-    uint32_t n = index_n_slots(x), dim = x->params.dim;
+    uint32_t n = index_n_slots(x);
+    struct index_search_stats stats = {0};
+    struct index_query own = *q; /* with stats in any case */
     struct code_query query;
-    int rc = scratch_fit(s, dim, batch_size(x), e);
+    int rc = index_make_query(x, s, q, &query, e);
     if (rc != 0)
         return rc;
-    if (q->vector) {
-        code_query_vector(&query, x->params.quant, dim, q->vector, s->query_row);
-    } else {
-        const struct code *c = q->slot < n ? index_code_at(x, q->slot, e) : NULL;
-        if (!c)
-            return q->slot < n ? index_damage(e)
-                               : err_set(e, KITH_ENOTFOUND, "slot %u holds no vector", q->slot);
-        if (code_meta_state(code_meta_load(c)) == CODE_FREE)
-            return err_set(e, KITH_ENOTFOUND, "slot %u holds no vector", q->slot);
-        code_query_code(&query, x->params.quant, dim, c, s->query_row);
-    }
     size_t k = q->k < n ? q->k : n, ef = q->ef < n ? q->ef : n;
+    own.stats = &stats;
+    s->far.n = s->tail.n = 0;
     if (k == 0)
-        return 0;
-    if (q->exact || x->params.kind == INDEX_FLAT)
-        rc = flat_scan(x, s, &query, k, q, e);
+        rc = 0;
+    else if (q->exact || x->params.kind == INDEX_FLAT)
+        rc = flat_scan(x, s, &query, k, &own, e);
     else
-        rc = hnsw_search(x, s, &query, k, ef < k ? k : ef, q, e);
+        rc = hnsw_search(x, s, &query, k, ef < k ? k : ef, &own, e);
+    if (q->stats)
+        *q->stats = stats;
     return rc < 0 ? rc : collect(s, k, hits, e);
-}
-
-/* The code of a slot that holds a vector. */
-static int live_code(struct index *x, uint32_t slot, const struct code **out, struct err *e)
-{
-    *out = slot < index_n_slots(x) ? index_code_at(x, slot, e) : NULL;
-    if (slot < index_n_slots(x) && !*out)
-        return index_damage(e);
-    if (!*out || code_meta_state(code_meta_load(*out)) == CODE_FREE)
-        return err_set(e, KITH_ENOTFOUND, "slot %u holds no vector", slot);
-    return 0;
 }
 
 int index_vector(struct index *x, uint32_t slot, float *out, struct err *e)
 {
     const struct code *c;
-    int rc = live_code(x, slot, &c, e);
+    int rc = index_live_code(x, slot, &c, e);
     if (rc == 0)
-        code_decode(c, x->params.quant, x->params.dim, out);
+        code_decode(c, &x->params, out);
     return rc;
 }
 
 int index_code(struct index *x, uint32_t slot, struct index_code *out, struct err *e)
 {
     const struct code *c;
-    int rc = live_code(x, slot, &c, e);
+    int rc = index_live_code(x, slot, &c, e);
     if (rc == 0)
         *out = (struct index_code){c->bytes, code_bytes(x->params.quant, x->params.dim),
-                                   c->norm, c->range};
+                                   c->norm, x->params.quant == INDEX_INT8 ? c->range : 0};
     return rc;
 }
 
@@ -462,9 +455,9 @@ int64_t index_links(struct index *x, struct index_scratch *s, uint32_t slot, uin
     const struct code *c;
     struct hnsw_list list;
     struct code_query q;
-    int rc = live_code(x, slot, &c, e);
+    int rc = index_live_code(x, slot, &c, e);
     if (rc == 0)
-        rc = scratch_fit(s, x->params.dim, batch_size(x), e);
+        rc = scratch_fit(s, x->params.dim, index_batch_size(x), e);
     if (rc != 0)
         return rc;
     unsigned top = code_meta_level(code_meta_load(c));
@@ -476,7 +469,7 @@ int64_t index_links(struct index *x, struct index_scratch *s, uint32_t slot, uin
     for (uint32_t i = 0; i < n; i++)
         if (!(s->codes[i] = index_code_at(x, s->slots[i], e)))
             return index_damage(e);
-    code_query_code(&q, x->params.quant, x->params.dim, c, s->query_row);
+    code_query_code(&q, &x->params, c, s->query_row);
     code_distances(&q, s->codes, n, s->distances);
     if ((rc = keys_reserve(&s->list, n, e)) != 0)
         return rc;

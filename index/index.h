@@ -9,8 +9,8 @@
  * Codes and links lie apart: a checkpoint rewrites every chunk touched since the last, linking
  * touches the links of dozens of old elements for each new one, and codes never change.
  *
- * Vectors are compared by cosine: they are normalised on the way in, and the scale (L2 norm) is
- * kept with the code. A distance is 1 - cosine, in [0, 2].
+ * Vectors are normalised on the way in, and the scale (L2 norm) is kept with the code; see
+ * enum index_metric for what a distance is.
  *
  * A new vector is searchable at once and linked soon: index_add writes its code and puts it in
  * the *tail*, which searches scan flat; link workers (index_link) take it into the graph. A
@@ -36,14 +36,22 @@
 #include "base/records.h"
 
 enum index_kind { INDEX_FLAT = 1, INDEX_HNSW = 2 };
-enum index_quant { INDEX_F32 = 1, INDEX_INT8 = 2 };
+enum index_quant { INDEX_F32 = 1, INDEX_INT8 = 2, INDEX_F16 = 3, INDEX_BIN = 4 };
+/* What a distance is, smaller is nearer:
+ *   COSINE  1 - cosine, in [0, 2]
+ *   L2      the squared Euclidean distance
+ *   IP      minus the inner product: any number
+ * Whatever the metric, a code is the vector scaled to length 1, quantized, and the length
+ * beside it; L2 and IP follow from the cosine of two codes and their lengths. */
+enum index_metric { INDEX_COSINE = 0, INDEX_L2 = 1, INDEX_IP = 2 };
 
-enum { INDEX_DIM_MAX = 32768, INDEX_M_MIN = 4, INDEX_M_MAX = 4096, INDEX_EF_MAX = 1000000 };
+enum { INDEX_DIM_MAX = 65536, INDEX_M_MIN = 4, INDEX_M_MAX = 4096, INDEX_EF_MAX = 1000000 };
 enum { INDEX_SLOT_NONE = UINT32_MAX };
 
 struct index_params {
     enum index_kind kind;
     enum index_quant quant;
+    enum index_metric metric;
     uint32_t dim;             /* 1 .. INDEX_DIM_MAX */
     uint32_t m;               /* links a level above 0; level 0 has 2m (flat: unused) */
     uint32_t ef_construction; /* default 200 */
@@ -78,15 +86,19 @@ int index_open(struct index **out, const struct index_params *params,
 void index_free(struct index *x);
 const struct index_params *index_params(const struct index *x);
 
-/* Owner. vector: dim floats, finite; a zero vector has distance 1 to everything. level_seed
- * decides the level (hash of the element's name), so that levels are the same on every node.
- * The arrays must already have the slot: the owner grows codes and links, the index grows
- * upper. Errors: KITH_EINVAL, KITH_EEXISTS (in use, or removed and not yet handed back),
- * KITH_ENOMEM, KITH_ECORRUPT; nothing has changed then. */
+/* Owner. vector: dim floats, finite; a zero vector has cosine 0 to everything (BIN, which knows
+ * signs alone, takes every 0 for a minus). level_seed decides the level (hash of the element's
+ * name), so that levels are the same on every node. The arrays must already have the slot: the
+ * owner grows codes and links, the index grows upper. Errors: KITH_EINVAL, KITH_EEXISTS (in
+ * use, or removed and not yet handed back), KITH_ENOMEM, KITH_ECORRUPT; nothing has changed
+ * then. */
 int index_add(struct index *x, uint32_t slot, const float *vector, uint64_t level_seed,
               struct err *e);
 /* Owner. Errors: KITH_ENOTFOUND, KITH_ENOMEM, KITH_ECORRUPT; nothing has changed then. */
 int index_remove(struct index *x, uint32_t slot, struct err *e);
+/* Owner. With its errors, and then the next index_remove, of this slot and before the lock is
+ * let go of, cannot fail. */
+int index_prepare_remove(struct index *x, uint32_t slot, struct err *e);
 /* Owner. What a checkpoint needs besides the arrays: entry point, counts, tail, pending
  * removals. Small. */
 void index_save(struct index *x, struct buf *out);
@@ -112,7 +124,7 @@ int index_link(struct index *x, struct index_scratch *s, struct err *e);
 
 struct index_hit {
     uint32_t slot;
-    float distance; /* 1 - cosine */
+    float distance; /* see enum index_metric */
 };
 
 struct index_query {
@@ -124,14 +136,42 @@ struct index_query {
     /* Vectors looked at after which a walk of the graph ends with what it has: the bound on a
      * search whose accept mostly says no. 0: none. */
     uint32_t max_visits;
-    /* May be NULL: keeps a hit only where it returns true. */
+    /* May be NULL: keeps a hit only where it returns true. An exact scan asks it before it
+     * computes a distance; a walk asks it once for each slot that would be kept. */
     bool (*accept)(void *arg, uint32_t slot);
     void *arg;
+    struct index_search_stats *stats; /* NULL, or set at the end */
+};
+
+struct index_search_stats {
+    uint32_t n_visits;   /* codes looked at */
+    uint32_t n_rejected; /* slots that accept said no to */
+    bool cut;            /* max_visits ended the walk */
 };
 
 /* Writes up to k hits, best first (ties by slot), and returns how many, or a negative code. */
 int64_t index_search(struct index *x, struct index_scratch *s, const struct index_query *q,
                      struct index_hit *hits, struct err *e);
+
+/* What a search of a share `selectivity` of all slots (those that accept says yes to; 1: no
+ * accept) is expected to cost, to choose between a walk and an exact scan by. `codes` is time,
+ * in units of one code looked at by a walk of this index; calls of accept come on top. An
+ * estimate within a factor of 2 where a filter does not go with the vectors; where it does, a
+ * walk may look at all there is, so give it max_visits = the codes of the scan. cost.c has the
+ * measurements. Any thread. */
+struct index_cost {
+    double codes, accepts;
+};
+struct index_cost index_walk_cost(struct index *x, uint32_t k, uint32_t ef, double selectivity);
+struct index_cost index_scan_cost(struct index *x, double selectivity);
+
+/* The distance of each of n slots to the query (its vector or slot; nothing else of it is
+ * looked at): out[i] is NAN where the slot holds no vector that a search would find. Any
+ * thread, inside an epoch. Fast where the slots are in order. */
+int index_distances(struct index *x, struct index_scratch *s, const struct index_query *q,
+                    const uint32_t *slots, uint32_t n, float *out, struct err *e);
+/* Slot numbers are below this; grows only. Any thread. */
+uint32_t index_slots(struct index *x);
 
 /* The stored vector as floats, with its length (for int8: code * range / 127 * norm). out: dim.
  */

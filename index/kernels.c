@@ -8,6 +8,7 @@
 
 extern const struct vector_kernels vector_kernels_scalar;
 #if defined(__x86_64__)
+#include <cpuid.h>
 extern const struct vector_kernels vector_kernels_avx2, vector_kernels_avx512;
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
@@ -22,7 +23,11 @@ const struct vector_kernels *kernels_named(const char *name)
     if (strcmp(name, "scalar") == 0)
         return &vector_kernels_scalar;
 #if defined(__x86_64__)
+    /* F16C is older than AVX2 and asked for by number: clang's builtin does not know it. */
+    unsigned a, b, c = 0, d;
     __builtin_cpu_init();
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_F16C))
+        return NULL;
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
         !__builtin_cpu_supports("bmi2"))
         return NULL;

@@ -21,6 +21,16 @@ struct vector_kernels {
      * stays below 255 * 127 * INDEX_DIM_MAX < 2^31. */
     int32_t (*dot_u8i8)(const uint8_t *q, const int8_t *c, size_t n);
     void (*dot_u8i8_x4)(const uint8_t *q, const int8_t *const c[4], size_t n, int32_t out[4]);
+    /* The sum of q[i] * c[i], c in half precision. */
+    float (*dot_f16)(const float *q, const uint16_t *c, size_t n);
+    void (*dot_f16_x4)(const float *q, const uint16_t *const c[4], size_t n, float out[4]);
+    /* How many bits differ in n words of 8 bytes each; needs no alignment at all. */
+    uint32_t (*hamming)(const void *a, const void *b, size_t n);
+    void (*hamming_x4)(const void *q, const void *const c[4], size_t n, uint32_t out[4]);
+    /* IEEE 754 binary16, rounded to nearest even; a not-a-number keeps the upper bits of its
+     * payload and becomes quiet. Every table gives the same bits. */
+    void (*to_half)(const float *x, size_t n, uint16_t *out);
+    void (*from_half)(const uint16_t *x, size_t n, float *out);
     /* The largest |x[i]|; 0 for n = 0. */
     float (*max_abs)(const float *x, size_t n);
     /* out[i] = x[i] * scale, rounded to nearest even; the caller's scale keeps it within -127

@@ -13,7 +13,7 @@
 #include "base/epoch.h"
 #include "index/hnsw.h"
 
-int removal_enqueue(struct index *x, uint32_t slot, struct err *e)
+int removal_reserve(struct index *x, struct err *e)
 {
     /* Room for all removals in each list, so that later steps cannot fail. */
     size_t total = atomic_load(&x->n_removing) + (size_t)1;
@@ -40,7 +40,15 @@ int removal_enqueue(struct index *x, uint32_t slot, struct err *e)
         q->v = v;
         q->cap = cap;
     }
-    q->v[q->n++] = slot;
+    return 0;
+}
+
+int removal_enqueue(struct index *x, uint32_t slot, struct err *e)
+{
+    int rc = removal_reserve(x, e);
+    if (rc != 0)
+        return rc;
+    x->queue.v[x->queue.n++] = slot;
     atomic_fetch_add(&x->n_removing, 1);
     atomic_fetch_add(&x->n_queued, 1);
     return 0;

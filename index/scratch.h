@@ -12,12 +12,15 @@
 #include "base/mem.h"
 #include "index/code.h"
 
-/* A (distance, slot) as one integer: the bits of a float that is not negative grow with it, so
- * keys compare as distances do, ties by slot, with one instruction. */
+/* A (distance, slot) as one integer, so that keys compare as distances do, ties by slot, with
+ * one instruction. The bits of a float that is not negative grow with it, those of a negative
+ * one fall: the first get their sign bit set, the second are inverted. Distances are never
+ * not-a-number nor -0 (code_distances). */
 static inline uint64_t key_of(float distance, uint32_t slot)
 {
     uint32_t bits;
     memcpy(&bits, &distance, sizeof bits);
+    bits ^= bits >> 31 ? UINT32_MAX : UINT32_C(1) << 31;
     return (uint64_t)bits << 32 | slot;
 }
 
@@ -30,6 +33,7 @@ static inline float key_distance(uint64_t key)
 {
     uint32_t bits = (uint32_t)(key >> 32);
     float distance;
+    bits ^= bits >> 31 ? UINT32_C(1) << 31 : UINT32_MAX;
     memcpy(&distance, &bits, sizeof distance);
     return distance;
 }

@@ -91,6 +91,32 @@ static inline int index_damage(const struct err *e)
     return e && e->code < 0 ? e->code : KITH_ECORRUPT;
 }
 
+/* The longest list a scratch must hold: that of a slot and a newcomer. */
+static inline size_t index_batch_size(const struct index *x)
+{
+    return x->max0 + 2 < 64 ? 64 : x->max0 + 2;
+}
+
+/* How many codes ahead a scan asks for; flat.c says why. */
+static inline uint32_t index_scan_lead(const struct index *x)
+{
+    enum { AHEAD_BYTES = 12288 };
+    return AHEAD_BYTES / x->arrays.codes->stride + 1;
+}
+
+/* Asks for the lines of a code from byte `from` on, into the second-level cache. */
+static inline void index_prefetch_code(const void *code, uint32_t from, uint32_t bytes)
+{
+    for (uint32_t at = from; at < bytes; at += 64)
+        __builtin_prefetch((const char *)code + at, 0, 2);
+}
+
+/* distances.c: the code of a slot that holds a vector; a query's own form of itself, in
+ * s->query_row (and scratch_fit). Inside an epoch. */
+int index_live_code(struct index *x, uint32_t slot, const struct code **out, struct err *e);
+int index_make_query(struct index *x, struct index_scratch *s, const struct index_query *q,
+                     struct code_query *out, struct err *e);
+
 /* The slot's meta, or CODE_FREE's where there is no such slot. Owner. */
 int index_meta(struct index *x, uint32_t slot, uint32_t *meta, struct err *e);
 int index_set_state(struct index *x, uint32_t slot, enum code_state state, struct err *e);
@@ -102,6 +128,7 @@ int flat_scan(struct index *x, struct index_scratch *s, const struct code_query 
               const struct index_query *query, struct err *e);
 
 /* removal.c: from index_remove to on_slot_free. */
+int removal_reserve(struct index *x, struct err *e); /* the next one cannot fail */
 int removal_enqueue(struct index *x, uint32_t slot, struct err *e);
 bool removal_claim(struct index *x, uint32_t *slot);
 void removal_give_back(struct index *x, uint32_t slot);

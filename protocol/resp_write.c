@@ -1,11 +1,12 @@
 #include "protocol/resp_write.h"
 
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { NUMBER_MAX = 24, DOUBLE_MAX = 40, ERROR_MAX = 1024 };
+#include "protocol/double_text.h"
+
+enum { NUMBER_MAX = 24, ERROR_MAX = 1024 };
 
 /* The decimal digits of v before `end`; returns where they begin. */
 static char *digits(char *end, uint64_t v)
@@ -74,19 +75,9 @@ void resp_int(struct resp_out o, int64_t v)
     number_line(o.to, ':', v);
 }
 
-/* 17 digits bring every double back; the names of the infinities are those of Redis. */
-static size_t double_text(char out[DOUBLE_MAX], double v)
-{
-    if (isnan(v))
-        return (size_t)snprintf(out, DOUBLE_MAX, "nan");
-    if (isinf(v))
-        return (size_t)snprintf(out, DOUBLE_MAX, v < 0 ? "-inf" : "inf");
-    return (size_t)snprintf(out, DOUBLE_MAX, "%.17g", v);
-}
-
 void resp_double(struct resp_out o, double v)
 {
-    char text[DOUBLE_MAX];
+    char text[DOUBLE_TEXT_MAX];
     size_t n = double_text(text, v);
     if (o.proto >= 3)
         text_line(o.to, ',', text, n);

@@ -2,7 +2,7 @@
 /* Writes replies in RESP2 or RESP3 into a buffer.
  *
  * One call a reply element; aggregates announce their count first. What RESP2 lacks is written
- * as Redis writes it there: a map as a flat array, a double as a bulk string (%.17g), a boolean
+ * as Redis writes it there: a map as a flat array, a double as a bulk string, a boolean
  * as :1/:0, null as $-1 or *-1. Thread: no shared state. */
 
 #include <stdbool.h>

@@ -109,22 +109,31 @@ void shard_drop_vset(void *arg, struct vset *v)
     vset_unref(v);
 }
 
+void shard_place_vset(void *arg, struct vset *v, struct key *k)
+{
+    (void)arg;
+    vset_set_key(v, k);
+}
+
 static int make_set(struct shard *s, const struct effect *f, struct key **out, struct err *e)
 {
-    struct index_params params = {.kind = INDEX_HNSW,
-                                  .quant = f->quant,
-                                  .dim = f->dim,
-                                  .m = f->m,
-                                  .ef_construction = f->ef};
     struct vset_options options = shard_vset_options(s);
     struct vset *v;
-    if (checkpoint_purge_reserve(s) != 0 || keyspace_reserve_dirty(s->keyspace, 3) != 0)
+    if (!f->params)
+        return err_set(e, KITH_ENOTFOUND, "no such vector set");
+    if (checkpoint_purge_reserve(s) != 0)
         return no_memory(e);
-    int rc = vset_new(&v, s->next_set_id, &params, NULL, &options, e);
-    if (rc != 0)
+    int rc = keyspace_reserve_dirty(s->keyspace, 3) != 0
+                 ? no_memory(e)
+                 : vset_new(&v, s->next_set_id, f->params, f->model, &options, e);
+    if (rc != 0) {
+        checkpoint_purge_unreserve(s);
         return rc;
+    }
     struct key *k = keyspace_create(s->keyspace, f->db, f->key);
     if (!k) {
+        checkpoint_purge_unreserve(s);
+        vset_mark_dropped(v); /* so that no checkpoint writes it */
         vset_unref(v);
         return no_memory(e);
     }
@@ -133,27 +142,58 @@ static int make_set(struct shard *s, const struct effect *f, struct key **out, s
     return 0;
 }
 
+static int apply_vcreate(struct shard *s, const struct effect *f, struct err *e)
+{
+    struct key *k;
+    if (keyspace_find_raw(s->keyspace, f->db, f->key))
+        return err_set(e, KITH_EEXISTS, "the key exists");
+    return make_set(s, f, &k, e);
+}
+
 static int apply_vadd(struct shard *s, struct effect *f, struct err *e)
 {
     struct key *k = keyspace_find_raw(s->keyspace, f->db, f->key), *made = NULL;
     if (k && k->type != OBJECT_VSET)
         return err_set(e, KITH_EINVAL, "the key holds no vector set");
+    const struct vset_params *p = k ? vset_params(k->vset) : f->params;
+    if (p && p->index.dim != f->dim)
+        return err_set(e, KITH_EINVAL, "Vector dimension mismatch - got %u but set has %u",
+                       f->dim, p->index.dim);
     if (!k) {
-        int rc = make_set(s, f, &made, e);
+        /* Room to take it away again. */
+        int rc = keyspace_reserve_dirty(s->keyspace, 4) != 0 ? no_memory(e)
+                                                             : make_set(s, f, &made, e);
         if (rc != 0)
             return rc;
         k = made;
     }
-    if (vset_params(k->vset)->dim != f->dim)
-        return err_set(e, KITH_EINVAL, "Vector dimension mismatch - got %u but set has %u",
-                       f->dim, vset_params(k->vset)->dim);
-    int rc = vset_add(k->vset, f->value, f->vector, f->text, f->model, &f->added, e);
+    f->made = made != NULL;
+    struct vset_element element = {.name = f->value,
+                                   .vector = f->vector,
+                                   .text = f->text,
+                                   .model = f->model,
+                                   .attributes = f->attributes,
+                                   .expire_ms = f->expire_ms};
+    int rc = vset_add(k->vset, &element, &f->added, e);
     if (rc == 0) {
         key_changed_inside(s->keyspace, k);
         s->n_vectors += f->added;
-    } else if (made && keyspace_reserve_dirty(s->keyspace, 1) == 0) {
+        if (f->expire_ms)
+            shard_expiry_watch(s, k->vset);
+    } else if (made) {
         keyspace_delete(s->keyspace, made);
     }
+    return rc;
+}
+
+static int apply_vsetattr(struct shard *s, const struct effect *f, struct err *e)
+{
+    struct key *k = keyspace_find_raw(s->keyspace, f->db, f->key);
+    if (!k || k->type != OBJECT_VSET)
+        return err_set(e, KITH_ENOTFOUND, "no such vector set");
+    int rc = vset_set_attributes(k->vset, f->value, *f->attributes, e);
+    if (rc == 0)
+        key_changed_inside(s->keyspace, k);
     return rc;
 }
 
@@ -168,8 +208,9 @@ static int apply_vrem(struct shard *s, struct effect *f, struct err *e)
     if (rc != 0)
         return rc;
     s->n_vectors--;
-    if (vset_count(k->vset) == 0)
-        keyspace_delete(s->keyspace, k); /* as with every collection, an empty one is no key */
+    /* As with every collection an empty one is no key, but for one that was declared. */
+    if (vset_count(k->vset) == 0 && !vset_params(k->vset)->declared)
+        keyspace_delete(s->keyspace, k);
     else
         key_changed_inside(s->keyspace, k);
     return 0;
@@ -197,15 +238,17 @@ int shard_apply(struct shard *s, struct effect *f, struct err *e)
         return apply_vadd(s, f, e);
     case EFFECT_VREM:
         return apply_vrem(s, f, e);
+    case EFFECT_VCREATE:
+        return apply_vcreate(s, f, e);
+    case EFFECT_VSETATTR:
+        return apply_vsetattr(s, f, e);
     }
     return err_set(e, KITH_EINVAL, "unknown effect %d", (int)f->op);
 }
 
 int effect_do(struct shard *s, struct effect *f, struct err *e)
 {
-    size_t bytes = EFFECT_OVERHEAD_BYTES + f->key.n + f->value.n + f->to_key.n +
-                   (f->text ? f->text->n : 0) + (size_t)f->dim * sizeof(float);
-    if (!buf_reserve(&s->effects, bytes)) {
+    if (!buf_reserve(&s->effects, effect_bytes(f))) {
         s->effects.failed = false;
         return no_memory(e);
     }

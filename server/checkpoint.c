@@ -24,6 +24,8 @@
 enum {
     DRAIN_BATCH = 256,
     PURGE_PER_CHECKPOINT = 20000,
+    TRIM_SLACK_BYTES = 2 << 20,
+    TRIM_REST_MS = 1000,
     CHECKPOINT_NICE = 5,
     RETRY_AFTER_FAILURE_MS = 1000,
     DIRTY_KEYS_MAX = 500000 /* each costs some 200 bytes while dirty */
@@ -51,6 +53,11 @@ int checkpoint_purge_reserve(struct shard *s)
     }
     c->n_sets++;
     return 0;
+}
+
+void checkpoint_purge_unreserve(struct shard *s)
+{
+    s->checkpoint.n_sets--;
 }
 
 void checkpoint_purge_later(struct shard *s, uint32_t set_id)
@@ -233,6 +240,26 @@ static void forget_purged(struct shard *s, const struct round *r)
         memmove(c->purge, c->purge + r->n_purged, c->n_purge * sizeof *c->purge);
 }
 
+/* Gives back what a checkpoint leaves behind: pages of the store and memory of the heap.
+ *
+ * While checkpoints follow each other, freed pages are soon used again: then a quarter of the
+ * file may lie idle. At rest all of it goes, which takes one more commit for what the last one
+ * freed. */
+static void give_back(struct shard *s)
+{
+    struct checkpoint_state *c = &s->checkpoint;
+    bool busy = store_dirty_bytes(s->store) > 0;
+    uint64_t slack = busy ? store_file_bytes(s->store) / 4 : TRIM_SLACK_BYTES, left;
+    struct err e = {0};
+    if (store_trim(s->store, slack, &left, &e) != 0)
+        log_warning("free room of the store was not given back: %s", e.message);
+    if (!busy)
+        mem_trim(); /* the copies of chunks that were just written */
+    pthread_mutex_lock(&c->lock);
+    c->trim_rest = left > TRIM_SLACK_BYTES;
+    pthread_mutex_unlock(&c->lock);
+}
+
 int checkpoint_now(struct shard *s, struct err *e)
 {
     struct round r = {0};
@@ -248,8 +275,10 @@ int checkpoint_now(struct shard *s, struct err *e)
     for (uint32_t i = 0; i < r.n_sets; i++)
         if (vset_frozen(r.sets[i]))
             vset_settle(r.sets[i], refreshed);
-    if (refreshed)
+    if (refreshed) {
         store_refreshed(s->store);
+        give_back(s);
+    }
     shard_lock(s);
     keyspace_thaw(s->keyspace, committed);
     if (committed)
@@ -298,7 +327,8 @@ void checkpoint_plan(struct shard *s)
     int64_t now = clock_mono_us();
     pthread_mutex_lock(&c->lock);
     int64_t since_ms = (now - c->last_start_mono_us) / 1000;
-    bool due = large || (changed && since_ms / 1000 >= s->options.checkpoint_interval_s);
+    bool due = large || (changed && since_ms / 1000 >= s->options.checkpoint_interval_s) ||
+               (!changed && c->trim_rest && since_ms >= TRIM_REST_MS);
     if (due && !c->running && (c->last_rc == 0 || since_ms >= RETRY_AFTER_FAILURE_MS))
         request(c);
     pthread_mutex_unlock(&c->lock);

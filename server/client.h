@@ -2,8 +2,8 @@
 /* A client as a command sees it. The connection behind it (sockets, buffers, parsing, the gate)
  * is net.c's and stays there.
  *
- * Thread: a client belongs to one I/O thread; a command runs there. client_wake may be called
- * from any thread. */
+ * Thread: a client belongs to one I/O thread; a command runs there, but for a rest of it that
+ * was given to client_offload. client_wake may be called from any thread. */
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -25,6 +25,8 @@ struct embedding {
     const float *vectors; /* n x dim, row-major */
 };
 
+enum { CLIENT_NOTE_BYTES = 160 };
+
 struct client {
     /* The running command. */
     int argc;
@@ -41,8 +43,9 @@ struct client {
     /* A command that returns COMMAND_WAIT may keep a number here for its next run; 0 at its
      * first, and it puts 0 back when it is done. */
     uint64_t wait_ticket;
-    struct worker *worker;
+    struct worker *worker; /* NULL where the command was handed over (client_offload) */
     struct server *server;
+    char note[CLIENT_NOTE_BYTES + 1]; /* client_note */
 };
 
 /* Replies of every day. */
@@ -61,6 +64,35 @@ enum { CLIENT_ADDRESS_BYTES = 128 }; /* the longest path of a Unix socket, ":0" 
  * nothing). */
 void client_address(const struct client *c, char *out, size_t n);
 const char *client_name(const struct client *c);
+
+/* Runs fn(c, arg), the rest of a command that needs neither the shard nor the connection: it
+ * searches what it holds a reference to and replies. `return client_offload(...)` is the last
+ * thing a command does; nothing was replied before it. The shard is left first
+ * (worker_leave_shard); inside EXEC it is not, and fn runs right here, as it does with
+ * vset-force-single-threaded-execution.
+ *
+ * Else fn runs right here, or, when others wait for this I/O thread, beside it (search-threads,
+ * offload.c). A hand-over costs some ten microseconds, and where nobody waits nobody gains by
+ * it. client_offload is for what takes about a millisecond; client_offload_long, for what may
+ * take longer than other clients may be kept waiting, never runs on an I/O thread unless
+ * search-threads is 0.
+ *
+ * Where it was handed over c is a copy: argc, argv, command, embedding, arena, out, db, in_exec
+ * and server are as they were and stay until fn has returned; c->worker is NULL, and no
+ * function that asks for the connection (client_address, client_name, client_ref, worker_*,
+ * data_*) may be called.
+ *
+ * fn is always run, once, also when the client goes or the server stops meanwhile: it frees
+ * what arg holds. arg may lie in c->arena, not on the stack of the command. */
+enum command_result client_offload(struct client *c, void (*fn)(struct client *c, void *arg),
+                                   void *arg);
+enum command_result client_offload_long(struct client *c,
+                                        void (*fn)(struct client *c, void *arg), void *arg);
+/* One line about how the running command went, at most CLIENT_NOTE_BYTES of it, which the slow
+ * log shows behind the arguments, in brackets. A later one takes its place. Also inside fn of
+ * client_offload. */
+void client_note(struct client *c, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 /* A handle that outlives the client: a client that has gone is simply not found. */
 struct client_ref {

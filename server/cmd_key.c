@@ -380,8 +380,9 @@ static const struct command memory_subcommands[] = {
 };
 
 static const struct command debug_subcommands[] = {
-    {"sleep", 3, CMD_ADMIN, 0, 0, 0, debug_sleep, NULL, NULL, "server", "1.0.0", "O(1)",
-     "Stops the connection's I/O thread for some seconds.", "seconds"},
+    {"sleep", -3, CMD_ADMIN, 0, 0, 0, debug_sleep, NULL, NULL, "server", "1.0.0", "O(1)",
+     "Stops the connection's I/O thread, or with SEARCH a search thread, for some seconds.",
+     "seconds [SEARCH]"},
     {"digest", 2, CMD_ADMIN | CMD_READONLY, 0, 0, 0, run_debug_digest, NULL, NULL, "server",
      "1.0.0", "O(N) with N all elements of all keys",
      "Returns a digest of all data: equal data gives equal digests.", ""},

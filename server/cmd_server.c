@@ -308,16 +308,35 @@ static enum command_result cmd_module_list(struct client *c)
     return COMMAND_DONE;
 }
 
+static void sleep_for(struct client *c, void *arg)
+{
+    const double *seconds = arg;
+    clock_sleep_us((int64_t)(*seconds * 1e6));
+    if (c->argc == 4)
+        client_note(c, "slept %g s", *seconds);
+    resp_ok(c->out);
+}
+
 enum command_result debug_sleep(struct client *c)
 {
-    double seconds;
-    if (c->argc != 3 || !arg_double(c->argv[2], &seconds) || seconds < 0 || seconds > 3600) {
+    double *seconds = arena_alloc(c->arena, sizeof *seconds);
+    if (!seconds) {
+        resp_error(c->out, "OOM out of memory");
+        return COMMAND_DONE;
+    }
+    bool as_search = c->argc == 4 && slice_is(c->argv[3], "SEARCH");
+    if (c->argc > 4 || (c->argc == 4 && !as_search)) {
+        reply_syntax_error(c);
+        return COMMAND_DONE;
+    }
+    if (!arg_double(c->argv[2], seconds) || *seconds < 0 || *seconds > 3600) {
         resp_error(c->out, "ERR DEBUG SLEEP takes seconds, from 0 to 3600");
         return COMMAND_DONE;
     }
+    if (as_search)
+        return client_offload_long(c, sleep_for, seconds);
     worker_leave_shard(c);
-    clock_sleep_us((int64_t)(seconds * 1e6));
-    resp_ok(c->out);
+    sleep_for(c, seconds);
     return COMMAND_DONE;
 }
 

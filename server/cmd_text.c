@@ -90,7 +90,7 @@ static enum command_result run_vtext(struct client *c)
     struct buf text;
     buf_init(&text);
     uint32_t slot;
-    int rc = k ? vset_find(k->vset, c->argv[2], &slot, &e) : KITH_ENOTFOUND;
+    int rc = k ? vset_find(k->vset, c->argv[2], data_now_ms(c), &slot, &e) : KITH_ENOTFOUND;
     if (rc == 0)
         rc = vset_text(k->vset, slot, &text, &e);
     if (rc == 0)

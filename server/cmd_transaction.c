@@ -131,6 +131,7 @@ static enum command_result exec_run(struct client *c)
     c->command = exec.command;
     c->arena = exec.arena;
     c->embedding = NULL;
+    c->note[0] = '\0';
     c->worker->now_us = start_us;
     transaction_discard(conn);
     return COMMAND_DONE;

@@ -17,19 +17,22 @@ enum command_flag {
     CMD_READONLY = 1 << 1, /* reads data: runs with the shard entered */
     CMD_FAST = 1 << 2,
     CMD_ADMIN = 1 << 3,
-    CMD_DENYOOM = 1 << 4,   /* refused past maxmemory */
-    CMD_NO_AUTH = 1 << 5,   /* allowed before AUTH */
-    CMD_NO_MULTI = 1 << 6,  /* refused inside MULTI */
-    CMD_IN_MULTI = 1 << 7,  /* runs at once inside MULTI instead of being queued */
-    CMD_LOADING = 1 << 8,   /* allowed while the data is being loaded */
-    CMD_NO_MONITOR = 1 << 9 /* not shown to MONITOR (AUTH, HELLO) */
+    CMD_DENYOOM = 1 << 4,      /* refused past maxmemory */
+    CMD_NO_AUTH = 1 << 5,      /* allowed before AUTH */
+    CMD_NO_MULTI = 1 << 6,     /* refused inside MULTI */
+    CMD_IN_MULTI = 1 << 7,     /* runs at once inside MULTI instead of being queued */
+    CMD_LOADING = 1 << 8,      /* allowed while the data is being loaded */
+    CMD_NO_MONITOR = 1 << 9,   /* not shown to MONITOR (AUTH, HELLO) */
+    CMD_MANY_EFFECTS = 1 << 10 /* an effect for every few arguments, each naming the key */
 };
 
 enum command_result {
     COMMAND_DONE,
     /* Nothing was done and nothing replied: run me again when the client is woken
      * (client_wake). Only before the first effect. */
-    COMMAND_WAIT
+    COMMAND_WAIT,
+    /* A search thread has the rest of it (client_offload). */
+    COMMAND_OFFLOADED
 };
 
 /* The texts of a command that must be embedded before it runs: the dispatcher sends them to the
@@ -55,7 +58,8 @@ struct command {
 
 /* The arrays of the cmd_*.c files. */
 extern const struct command connection_commands[], server_commands[], transaction_commands[],
-    key_commands[], string_commands[], vector_commands[], text_commands[];
+    key_commands[], string_commands[], vset_write_commands[], vset_read_commands[],
+    search_commands[], text_commands[];
 
 /* By name, ASCII case ignored; a subcommand when there is one. NULL when unknown. */
 const struct command *command_lookup(const struct slice *argv, int argc);

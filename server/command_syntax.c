@@ -239,6 +239,8 @@ static const char *type_of(const struct node *n, bool has_keys)
                                            "start",
                                            "end",
                                            "bytes",
+                                           "build-exploration-factor",
+                                           "search-exploration-factor",
                                            "unix-time-seconds",
                                            "unix-time-milliseconds"};
     static const char *const doubles[] = {"epsilon", "score", "weight", "delta"};

@@ -8,7 +8,8 @@
 
 struct client;
 
-/* DEBUG SLEEP seconds: keeps the client's I/O thread busy, for tests of what others notice. */
+/* DEBUG SLEEP seconds [SEARCH]: keeps the client's I/O thread busy, or a search thread, for
+ * tests of what others notice. */
 enum command_result debug_sleep(struct client *c);
 
 /* COMMAND's subcommands (cmd_command.c), and COMMAND without one. */

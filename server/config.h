@@ -15,7 +15,7 @@
 
 struct config {
     /* fixed at start */
-    _Atomic int64_t port, io_threads, databases, tcp_backlog, unixsocketperm;
+    _Atomic int64_t port, io_threads, search_threads, databases, tcp_backlog, unixsocketperm;
     char *bind, *unixsocket, *dir, *logfile, *pidfile;
     char *embedder, *engine_path, *engine_precision;
     _Atomic int64_t engine_threads, engine_batch_tokens, engine_batch_wait_us,
@@ -25,10 +25,11 @@ struct config {
     _Atomic int64_t maxclients, timeout_s, tcp_keepalive_s, maxmemory, slowlog_slower_than_us,
         slowlog_max_len, proto_max_bulk_len, client_query_buffer_limit,
         client_output_buffer_limit, engine_timeout_ms, checkpoint_interval_s,
-        checkpoint_log_bytes, checkpoint_dirty_limit, vset_tail_max;
-    _Atomic int appendfsync, loglevel; /* index into the row's words; use config_word */
-    _Atomic int protected_mode;        /* 1: yes; see config_protected */
-    char *requirepass;                 /* changeable: read under config_lock */
+        checkpoint_log_bytes, checkpoint_dirty_limit, vset_tail_max, recall_sample_cost;
+    _Atomic int appendfsync, loglevel;      /* index into the row's words; use config_word */
+    _Atomic int protected_mode;             /* 1: yes; see config_protected */
+    _Atomic int vset_force_single_threaded; /* 1: yes */
+    char *requirepass;                      /* changeable: read under config_lock */
 
     struct config_state *state; /* file name, lock, what was set where */
 };

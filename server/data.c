@@ -13,10 +13,21 @@ int64_t data_now_ms(struct client *c)
     return c->server->shard->now_ms;
 }
 
+/* The key after elements of it that expired have gone, perhaps with the key. */
+static struct key *without_expired(struct client *c, struct key *k, struct slice name)
+{
+    struct shard *s = c->server->shard;
+    if (!k || k->type != OBJECT_VSET || vset_next_expiry(k->vset) > s->now_ms)
+        return k;
+    shard_expire_elements(s, k->vset);
+    return keyspace_find(s->keyspace, c->db, name, s->now_ms);
+}
+
 struct key *data_find(struct client *c, struct slice name)
 {
     struct shard *s = c->server->shard;
     struct key *k = keyspace_find(s->keyspace, c->db, name, s->now_ms);
+    k = without_expired(c, k, name);
     if (k)
         s->hits++;
     else
@@ -29,7 +40,7 @@ struct key *data_find_for_write(struct client *c, struct slice name)
     struct shard *s = c->server->shard;
     struct key *k = keyspace_find_raw(s->keyspace, c->db, name);
     if (!k || !k->expire_ms || k->expire_ms > s->now_ms)
-        return k;
+        return without_expired(c, k, name);
     struct effect f = {.op = EFFECT_DEL, .db = c->db, .key = name};
     struct err e;
     if (effect_do(s, &f, &e) == 0)

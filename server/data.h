@@ -1,6 +1,6 @@
 #pragma once
-/* What the data commands (cmd_key.c, cmd_string.c, cmd_vector.c, cmd_text.c) share: finding
- * keys of a type in the client's database, and making effects. All with the shard entered. */
+/* What the data commands (cmd_key.c, cmd_string.c, cmd_v*.c, cmd_text.c) share: finding keys of
+ * a type in the client's database, and making effects. All with the shard entered. */
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -12,7 +12,8 @@
 struct keyspace *data_keyspace(struct client *c);
 int64_t data_now_ms(struct client *c);
 
-/* The live key, counted as a hit or a miss; NULL when there is none. */
+/* The live key, counted as a hit or a miss; NULL when there is none. Of a vector set elements
+ * whose time has come are removed first, a bounded number. */
 struct key *data_find(struct client *c, struct slice name);
 /* Before a write: an expired key of that name is deleted by an effect first. */
 struct key *data_find_for_write(struct client *c, struct slice name);

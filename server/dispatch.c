@@ -9,9 +9,9 @@
  * but run strictly in order. What waits is bounded in number and bytes: a full queue stops the
  * reading of this connection, and TCP tells the client.
  *
- * A command waits at the head of the queue in two ways: for its vectors (TEXTS_SENT), or
- * because its function, or the shard, returned COMMAND_WAIT (blocked); client_wake ends the
- * second.
+ * A command waits at the head of the queue in three ways: for its vectors (TEXTS_SENT); because
+ * its function, or the shard, returned COMMAND_WAIT (blocked), which client_wake ends; or for
+ * the search thread that has the rest of it (offload.c).
  *
  * The engine answers on a thread of its own, perhaps when the client has gone. The answer
  * therefore names client and request by number; it is posted to the worker, which looks both up
@@ -39,8 +39,9 @@ static const char no_engine[] =
 
 enum outcome {
     OUTCOME_DONE,
-    OUTCOME_WAITS, /* stays at the head of the queue */
-    OUTCOME_KEPT   /* the request belongs to the transaction now */
+    OUTCOME_WAITS,     /* stays at the head of the queue until it is woken */
+    OUTCOME_OFFLOADED, /* likewise, until it is back from its search thread */
+    OUTCOME_KEPT       /* the request belongs to the transaction now */
 };
 
 /* --- texts --- */
@@ -139,8 +140,17 @@ static void send_texts(struct connection *conn, struct request *q)
 
 /* --- requests --- */
 
+void dispatch_request_free(struct request *q)
+{
+    job_free(q->job);
+    resp_request_deinit(&q->parsed);
+    mem_free(q);
+}
+
 void dispatch_release(struct connection *conn, struct request *q)
 {
+    if (offload_forget(q))
+        return;
     job_free(q->job);
     q->job = NULL;
     worker_request_give(conn->client.worker, q);
@@ -305,6 +315,8 @@ static bool admit(struct connection *conn)
 void dispatch_set_running(struct connection *conn, struct request *q)
 {
     struct client *c = &conn->client;
+    conn->running = q;
+    c->note[0] = '\0';
     c->argc = q->parsed.argc;
     c->argv = q->parsed.argv;
     c->arena = &q->parsed.arena;
@@ -318,9 +330,20 @@ size_t dispatch_effect_bytes(const struct request *q)
      * is written anew. */
     size_t n =
         q->parsed.bytes * 2 + (size_t)q->parsed.argc * EFFECT_ARG_BYTES + EFFECT_OVERHEAD_BYTES;
+    if (q->command && q->command->flags & CMD_MANY_EFFECTS && q->parsed.argc > 1)
+        n += (size_t)q->parsed.argc * q->parsed.argv[1].n;
     if (q->texts == TEXTS_READY && q->embedding.code == 0)
         n += (size_t)q->embedding.n * q->embedding.dim * sizeof(float);
     return n;
+}
+
+/* Leaves the shard; what was replied waits for all that was changed until now. */
+static void raise_gate(struct connection *conn)
+{
+    worker_take_shard(conn->client.worker);
+    uint64_t gate = shard_leave(conn->client.server->shard);
+    if (gate > conn->batch_gate)
+        conn->batch_gate = gate;
 }
 
 enum command_result dispatch_in_shard(struct connection *conn, unsigned flags, size_t bytes,
@@ -338,11 +361,11 @@ enum command_result dispatch_in_shard(struct connection *conn, unsigned flags, s
     if (refused)
         return COMMAND_DONE;
     enum command_result result = fn(c);
-    worker_take_shard(w); /* a search gives it back while it runs */
-    uint64_t gate = shard_leave(shard);
-    if (gate > conn->batch_gate)
-        conn->batch_gate = gate;
-    w->wrote |= (flags & CMD_WRITE) != 0;
+    if (result == COMMAND_OFFLOADED)
+        return result; /* it showed nothing yet */
+    raise_gate(conn);  /* also when nothing was written, and a search gave the shard back */
+    /* A read may have removed what expired, and then it waits for the log too. */
+    w->wrote |= (flags & CMD_WRITE) != 0 || conn->batch_gate > shard_released(shard);
     return result;
 }
 
@@ -364,19 +387,24 @@ static void note_error(struct connection *conn, size_t reply_start)
     atomic_fetch_add_explicit(&conn->client.worker->counters.errors, 1, memory_order_relaxed);
 }
 
-void dispatch_note(struct connection *conn, size_t reply_start)
+static void note(struct connection *conn, size_t reply_start, int64_t took_us)
 {
     struct client *c = &conn->client;
-    struct worker *w = c->worker;
-    int64_t now_us = clock_mono_us(), took_us = now_us - w->now_us;
-    w->now_us = now_us;
     note_error(conn, reply_start);
     command_stats_note(c->command, took_us, replied_error(conn, reply_start));
     slowlog_note(c->server->slowlog, c, took_us);
     if (!(c->command->flags & (CMD_NO_MONITOR | CMD_ADMIN)))
         monitor_feed(c);
-    atomic_fetch_add_explicit(&w->counters.commands, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&c->worker->counters.commands, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&conn->shown.n_commands, 1, memory_order_relaxed);
+}
+
+void dispatch_note(struct connection *conn, size_t reply_start)
+{
+    struct worker *w = conn->client.worker;
+    int64_t now_us = clock_mono_us(), took_us = now_us - w->now_us;
+    w->now_us = now_us;
+    note(conn, reply_start, took_us);
 }
 
 /* CLIENT REPLY: takes the reply away again where the client wants none. */
@@ -407,16 +435,30 @@ static enum outcome execute(struct connection *conn, struct request *q)
         apply_reply_mode(conn, reply_start);
         return OUTCOME_KEPT;
     } else {
-        if (dispatch_in_shard(conn, c->command->flags, dispatch_effect_bytes(q),
-                              c->command->run) == COMMAND_WAIT) {
+        enum command_result result = dispatch_in_shard(
+            conn, c->command->flags, dispatch_effect_bytes(q), c->command->run);
+        if (result != COMMAND_DONE) {
             conn->out.len = reply_start;
-            return OUTCOME_WAITS;
+            return result == COMMAND_WAIT ? OUTCOME_WAITS : OUTCOME_OFFLOADED;
         }
         dispatch_note(conn, reply_start);
     }
     if (conn->reply_off || conn->reply_skip || conn->reply_skip_next)
         apply_reply_mode(conn, reply_start);
     return OUTCOME_DONE;
+}
+
+/* The command is back from its search thread: what execute does after it ran. */
+static void settle(struct connection *conn, struct request *q)
+{
+    size_t reply_start = conn->out.len;
+    dispatch_set_running(conn, q);
+    int64_t took_us = offload_settle(conn, q);
+    raise_gate(conn);
+    note(conn, reply_start, took_us);
+    conn->client.worker->now_us = clock_mono_us();
+    if (conn->reply_off || conn->reply_skip || conn->reply_skip_next)
+        apply_reply_mode(conn, reply_start);
 }
 
 static bool stopped(const struct connection *conn)
@@ -444,11 +486,18 @@ static bool run_queue(struct connection *conn, int64_t until_us)
             send_texts(conn, q);
         if (q->texts == TEXTS_SENT)
             return false;
+        if (q->offload && !offload_done(q->offload))
+            return false;
         dequeue(conn, q); /* before it may move to the transaction's list */
-        enum outcome outcome = execute(conn, q);
-        if (outcome == OUTCOME_WAITS) {
+        enum outcome outcome = OUTCOME_DONE;
+        if (q->offload)
+            settle(conn, q);
+        else
+            outcome = execute(conn, q);
+        if (outcome == OUTCOME_WAITS || outcome == OUTCOME_OFFLOADED) {
             enqueue_first(conn, q);
-            connection_block(conn);
+            if (outcome == OUTCOME_WAITS)
+                connection_block(conn);
             return false;
         }
         if (outcome == OUTCOME_DONE)
@@ -496,6 +545,9 @@ static void run_or_queue(struct connection *conn)
         enqueue(conn, q);
         connection_block(conn);
         break;
+    case OUTCOME_OFFLOADED:
+        enqueue(conn, q);
+        break;
     case OUTCOME_KEPT:
         break;
     case OUTCOME_DONE:
@@ -538,6 +590,10 @@ void dispatch_run(struct connection *conn)
         return;
     }
     struct worker *w = conn->client.worker;
+    if (w->turn_id != conn->client.id) {
+        w->turn_id = conn->client.id;
+        w->other_turn_us = w->now_us;
+    }
     w->now_us = clock_mono_us();
     int64_t until_us = w->now_us + SLICE_US;
     atomic_store_explicit(&conn->shown.active_us, w->now_us, memory_order_relaxed);

@@ -9,6 +9,40 @@ static void encode_model(struct buf *to, const struct vset_model *m)
     buf_bytes(to, m->pooling, strlen(m->pooling));
 }
 
+static void encode_params(struct buf *to, const struct vset_params *p)
+{
+    buf_u8(to, (uint8_t)p->index.kind);
+    buf_u8(to, (uint8_t)p->index.quant);
+    buf_u8(to, (uint8_t)p->index.metric);
+    buf_u8(to, (uint8_t)p->keep);
+    buf_u8(to, p->declared);
+    buf_varint(to, p->index.dim);
+    buf_varint(to, p->index.m);
+    buf_varint(to, p->index.ef_construction);
+    buf_varint(to, p->projection_dim);
+}
+
+static void encode_optional(struct buf *to, const struct slice *s)
+{
+    buf_u8(to, s != NULL);
+    if (s)
+        buf_bytes(to, s->p, s->n);
+}
+
+static void encode_vadd(struct buf *to, const struct effect *f)
+{
+    buf_bytes(to, f->value.p, f->value.n);
+    buf_u8(to, f->made);
+    if (f->made)
+        encode_params(to, f->params);
+    encode_model(to, f->model);
+    encode_optional(to, f->text);
+    encode_optional(to, f->attributes);
+    buf_varint(to, (uint64_t)f->expire_ms);
+    buf_varint(to, f->dim);
+    buf_append(to, f->vector, (size_t)f->dim * sizeof(float));
+}
+
 void effect_encode(struct buf *to, const struct effect *f)
 {
     if (to->len == 0)
@@ -33,22 +67,30 @@ void effect_encode(struct buf *to, const struct effect *f)
         buf_bytes(to, f->to_key.p, f->to_key.n);
         break;
     case EFFECT_VADD:
-        buf_bytes(to, f->value.p, f->value.n);
-        buf_u8(to, (uint8_t)f->quant);
-        buf_varint(to, f->m);
-        buf_varint(to, f->ef);
+        encode_vadd(to, f);
+        break;
+    case EFFECT_VCREATE:
+        encode_params(to, f->params);
         encode_model(to, f->model);
-        buf_u8(to, f->text != NULL);
-        if (f->text)
-            buf_bytes(to, f->text->p, f->text->n);
-        buf_varint(to, f->dim);
-        buf_append(to, f->vector, (size_t)f->dim * sizeof(float));
+        break;
+    case EFFECT_VSETATTR:
+        buf_bytes(to, f->value.p, f->value.n);
+        buf_bytes(to, f->attributes->p, f->attributes->n);
         break;
     case EFFECT_DEL:
     case EFFECT_FLUSH:
         break;
     }
 }
+
+size_t effect_bytes(const struct effect *f)
+{
+    return EFFECT_OVERHEAD_BYTES + f->key.n + f->value.n + f->to_key.n +
+           (f->text ? f->text->n : 0) + (f->attributes ? f->attributes->n : 0) +
+           (size_t)f->dim * sizeof(float);
+}
+
+/* --- decoding --- */
 
 static struct slice read_slice(struct reader *r)
 {
@@ -74,24 +116,69 @@ static uint32_t read_u32_varint(struct reader *r)
     return (uint32_t)v;
 }
 
+static int64_t read_time(struct reader *r)
+{
+    uint64_t v = read_varint(r);
+    if (v > INT64_MAX)
+        r->failed = true;
+    return (int64_t)v;
+}
+
+static bool read_flag(struct reader *r)
+{
+    uint8_t v = read_u8(r);
+    if (v > 1)
+        r->failed = true;
+    return v == 1;
+}
+
+static void read_model(struct reader *r, struct effect *f, struct vset_model *m)
+{
+    *m = (struct vset_model){0};
+    read_word(r, m->name, sizeof m->name);
+    read_word(r, m->hash, sizeof m->hash);
+    read_word(r, m->pooling, sizeof m->pooling);
+    if (m->name[0])
+        f->model = m;
+}
+
+static void read_params(struct reader *r, struct effect *f, struct vset_params *p)
+{
+    *p = (struct vset_params){0};
+    p->index.kind = (enum index_kind)read_u8(r);
+    p->index.quant = (enum index_quant)read_u8(r);
+    p->index.metric = (enum index_metric)read_u8(r);
+    p->keep = (enum vset_keep)read_u8(r);
+    p->declared = read_flag(r);
+    p->index.dim = read_u32_varint(r);
+    p->index.m = read_u32_varint(r);
+    p->index.ef_construction = read_u32_varint(r);
+    p->projection_dim = read_u32_varint(r);
+    if (!vset_params_valid(p))
+        r->failed = true;
+    f->params = p;
+}
+
+static const struct slice *read_optional(struct reader *r, struct slice *s)
+{
+    if (!read_flag(r))
+        return NULL;
+    *s = read_slice(r);
+    return s;
+}
+
 static void decode_vadd(struct reader *r, struct effect *f, struct effect_storage *storage)
 {
     f->value = read_slice(r);
-    f->quant = (enum index_quant)read_u8(r);
-    f->m = read_u32_varint(r);
-    f->ef = read_u32_varint(r);
-    storage->model = (struct vset_model){0};
-    read_word(r, storage->model.name, sizeof storage->model.name);
-    read_word(r, storage->model.hash, sizeof storage->model.hash);
-    read_word(r, storage->model.pooling, sizeof storage->model.pooling);
-    if (storage->model.name[0])
-        f->model = &storage->model;
-    if (read_u8(r)) {
-        storage->text = read_slice(r);
-        f->text = &storage->text;
-    }
+    f->made = read_flag(r);
+    if (f->made)
+        read_params(r, f, &storage->params);
+    read_model(r, f, &storage->model);
+    f->text = read_optional(r, &storage->text);
+    f->attributes = read_optional(r, &storage->attributes);
+    f->expire_ms = read_time(r);
     f->dim = read_u32_varint(r);
-    if (f->dim == 0 || f->dim > INDEX_DIM_MAX)
+    if (f->dim == 0 || f->dim > INDEX_DIM_MAX || (f->made && f->params->index.dim != f->dim))
         r->failed = true;
     else
         f->vector = read_raw(r, (size_t)f->dim * sizeof(float));
@@ -108,14 +195,14 @@ bool effect_decode(struct reader *r, struct effect *f, struct effect_storage *st
     switch (f->op) {
     case EFFECT_SET:
         f->value = read_slice(r);
-        f->expire_ms = (int64_t)read_varint(r);
+        f->expire_ms = read_time(r);
         break;
     case EFFECT_APPEND:
     case EFFECT_VREM:
         f->value = read_slice(r);
         break;
     case EFFECT_EXPIRE:
-        f->expire_ms = (int64_t)read_varint(r);
+        f->expire_ms = read_time(r);
         break;
     case EFFECT_RENAME:
         f->to_db = read_u32_varint(r);
@@ -123,6 +210,15 @@ bool effect_decode(struct reader *r, struct effect *f, struct effect_storage *st
         break;
     case EFFECT_VADD:
         decode_vadd(r, f, storage);
+        break;
+    case EFFECT_VCREATE:
+        read_params(r, f, &storage->params);
+        read_model(r, f, &storage->model);
+        break;
+    case EFFECT_VSETATTR:
+        f->value = read_slice(r);
+        storage->attributes = read_slice(r);
+        f->attributes = &storage->attributes;
         break;
     case EFFECT_DEL:
     case EFFECT_FLUSH:

@@ -11,9 +11,13 @@
  *     EXPIRE  expire varint
  *     RENAME  to db varint, to key bytes
  *     FLUSH   (db 255: all databases; the key is empty)
- *     VADD    element bytes, quant u8, m varint, ef varint, model 3 x bytes, text u8 [bytes],
- *             dim varint, dim x f32
+ *     VADD    element bytes, made u8 [params], model 3 x bytes, text u8 [bytes],
+ *             attributes u8 [bytes], expire varint, dim varint, dim x f32
  *     VREM    element bytes
+ *     VCREATE params, model 3 x bytes
+ *     VSETATTR element bytes, attributes bytes
+ *   params = kind u8, quant u8, metric u8, keep u8, declared u8, dim varint, m varint,
+ *            ef varint, projection varint
  *   bytes = varint length, then the bytes
  *
  * A new version of the record adds ops or fields under a new version number; old ones stay
@@ -35,7 +39,9 @@ enum effect_op {
     EFFECT_RENAME = 5,
     EFFECT_FLUSH = 6,
     EFFECT_VADD = 7,
-    EFFECT_VREM = 8
+    EFFECT_VREM = 8,
+    EFFECT_VCREATE = 9,
+    EFFECT_VSETATTR = 10
 };
 
 enum {
@@ -48,27 +54,32 @@ enum {
 struct effect {
     enum effect_op op;
     uint32_t db, to_db;
-    struct slice key, value; /* value: of SET and APPEND; the element of VADD and VREM */
+    struct slice key, value; /* value: of SET and APPEND; the element of V* */
     struct slice to_key;
-    int64_t expire_ms;
-    /* VADD */
-    enum index_quant quant;
-    uint32_t m, ef, dim;
+    int64_t expire_ms; /* of keys, and of the element of VADD (0: never) */
+    /* VADD: what to make the set with when there is none (else not looked at, and not encoded);
+     * VCREATE. */
+    const struct vset_params *params;
+    uint32_t dim;
     const void *vector;             /* dim x f32, perhaps unaligned */
     const struct vset_model *model; /* NULL: none */
     const struct slice *text;       /* NULL: none */
+    const struct slice *attributes; /* JSON; VADD: NULL leaves those there are; empty: none */
     /* What applying found out. */
-    bool added;
+    bool added, made;
 };
 
 void effect_encode(struct buf *to, const struct effect *f);
+/* No effect takes more bytes than this. */
+size_t effect_bytes(const struct effect *f);
 
 /* Decodes the next effect of a record (after its version byte); false at the end or when
- * damaged (then r->failed). The strings point into the record; model and text use the caller's
- * storage. */
+ * damaged (then r->failed). The strings point into the record; params, model, text and
+ * attributes use the caller's storage. */
 struct effect_storage {
+    struct vset_params params;
     struct vset_model model;
-    struct slice text;
+    struct slice text, attributes;
 };
 bool effect_decode(struct reader *r, struct effect *f, struct effect_storage *storage);
 

@@ -1,6 +1,7 @@
 #include "server/info.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -13,6 +14,7 @@
 #include "server/config.h"
 #include "server/engine_link.h"
 #include "server/net.h"
+#include "server/recall.h"
 #include "server/server.h"
 #include "server/shard.h"
 #include "server/slowlog.h"
@@ -55,11 +57,12 @@ static void info_server(struct info *i)
                "multiplexing_api:epoll\r\ngcc_version:%d.%d.%d\r\nprocess_id:%d\r\n"
                "run_id:%s\r\ntcp_port:%" PRId64 "\r\nserver_time_usec:%" PRId64 "\r\n"
                "uptime_in_seconds:%" PRId64 "\r\nuptime_in_days:%" PRId64 "\r\n"
-               "hz:10\r\nexecutable:%s\r\nconfig_file:%s\r\nio_threads_active:%d\r\n",
+               "hz:10\r\nexecutable:%s\r\nconfig_file:%s\r\nio_threads_active:%d\r\n"
+               "search_threads:%u\r\n",
                os.sysname, os.release, os.machine, sizeof(void *) * 8, __GNUC__, __GNUC_MINOR__,
                __GNUC_PATCHLEVEL__, (int)getpid(), s->run_id, atomic_load(&s->config->port),
                clock_wall_us(), up, up / 86400, s->executable, config_file(s->config),
-               atomic_load(&s->config->io_threads) > 1);
+               atomic_load(&s->config->io_threads) > 1, i->net.search_threads);
 }
 
 static void info_clients(struct info *i)
@@ -147,12 +150,14 @@ static void info_stats(struct info *i)
                "total_net_output_bytes:%" PRIu64 "\r\nrejected_connections:%" PRIu64 "\r\n"
                "expired_keys:%" PRIu64 "\r\nevicted_keys:0\r\nkeyspace_hits:%" PRIu64
                "\r\nkeyspace_misses:%" PRIu64 "\r\npubsub_channels:0\r\npubsub_patterns:0\r\n"
-               "latest_fork_usec:0\r\ntotal_forks:0\r\ntotal_error_replies:%" PRIu64 "\r\n",
+               "latest_fork_usec:0\r\ntotal_forks:0\r\ntotal_error_replies:%" PRIu64 "\r\n"
+               "searches_offloaded:%" PRIu64 "\r\n",
                since(i->net.connections_received, &r->connections),
                since(i->net.commands_processed, &r->commands), i->net.ops_per_second,
                since(i->net.bytes_in, &r->bytes_in), since(i->net.bytes_out, &r->bytes_out),
                since(i->net.rejected_connections, &r->rejected), i->shard.expired_keys,
-               i->shard.hits, i->shard.misses, since(i->net.error_replies, &r->errors));
+               i->shard.hits, i->shard.misses, since(i->net.error_replies, &r->errors),
+               since(i->net.searches_offloaded, &r->offloaded));
 }
 
 void info_reset(struct server *s)
@@ -167,6 +172,7 @@ void info_reset(struct server *s)
     atomic_store(&r->bytes_out, net.bytes_out);
     atomic_store(&r->rejected, net.rejected_connections);
     atomic_store(&r->errors, net.error_replies);
+    atomic_store(&r->offloaded, net.searches_offloaded);
     command_stats_reset();
 }
 
@@ -248,6 +254,25 @@ static void info_vectors(struct info *i)
                index_kernels_name());
 }
 
+static void one_recall(struct buf *out, const char *name, double recall)
+{
+    if (isnan(recall))
+        buf_printf(out, "%s:\r\n", name);
+    else
+        buf_printf(out, "%s:%.4f\r\n", name, recall);
+}
+
+/* What searches found of the exact 10 nearest, as sampled (recall.h). */
+static void info_vectorsets(struct info *i)
+{
+    struct recall_totals t;
+    recall_totals(&t);
+    buf_printf(i->out, "recall_sampled_sets:%" PRIu64 "\r\nrecall_samples:%" PRIu64 "\r\n",
+               t.n_sets, t.n_samples);
+    one_recall(i->out, "recall_at_10_mean", t.mean);
+    one_recall(i->out, "recall_at_10_worst", t.worst);
+}
+
 static void info_engine(struct info *i)
 {
     struct engine_link *link = i->server->engine;
@@ -294,6 +319,7 @@ static const struct section {
     {"cluster", "Cluster", true, info_cluster},
     {"engine", "Engine", true, info_engine},
     {"vectors", "Vectors", true, info_vectors},
+    {"vectorsets", "Vectorsets", true, info_vectorsets},
     {"keyspace", "Keyspace", true, info_keyspace},
 };
 

@@ -373,6 +373,7 @@ void key_set_vset(struct keyspace *ks, struct key *k, struct vset *v, uint32_t s
     k->type = OBJECT_VSET;
     k->vset = v;
     k->set_id = set_id;
+    ks->hooks.vset_place(ks->hooks.arg, v, k);
 }
 
 static uint64_t *gone_place(struct keyspace *ks, uint32_t db, uint64_t hash)
@@ -444,10 +445,12 @@ int keyspace_rename(struct keyspace *ks, struct key *k, uint32_t db, struct slic
     key_touch(ks, k); /* a checkpoint under way captures the old owner of the value first */
     to->type = k->type;
     to->set_id = k->set_id;
-    if (k->type == OBJECT_VSET)
+    if (k->type == OBJECT_VSET) {
         to->vset = k->vset;
-    else
+        ks->hooks.vset_place(ks->hooks.arg, to->vset, to);
+    } else {
         to->string = k->string;
+    }
     k->type = OBJECT_NONE;
     keyspace_delete(ks, k);
     return 0;

@@ -56,7 +56,8 @@ static inline struct slice key_name(const struct key *k)
 struct keyspace;
 
 struct keyspace_hooks { /* how the keyspace holds what it does not know */
-    void (*vset_drop)(void *arg, struct vset *v); /* the key is gone for good */
+    void (*vset_drop)(void *arg, struct vset *v);                 /* the key is gone for good */
+    void (*vset_place)(void *arg, struct vset *v, struct key *k); /* k holds it from now on */
     void *arg;
 };
 

@@ -1,8 +1,9 @@
 /* kith-server: reads the settings, opens the parts in order, waits for a signal, closes them in
  * the opposite order.
  *
- *   start:  settings → log → shard (recovers the data) → engine link → network
- *   stop:   network (no new clients, replies drain) → engine link → shard (final checkpoint)
+ *   start:  settings → log → shard (recovers the data) → engine link → recall sampler → network
+ *   stop:   network (no new clients, replies drain) → recall sampler → engine link → shard
+ *           (final checkpoint)
  *
  * One thread takes all signals with sigwait; all others, and the engine process, never see
  * them.
@@ -31,6 +32,7 @@
 #include "server/config.h"
 #include "server/engine_link.h"
 #include "server/net.h"
+#include "server/recall.h"
 #include "server/server.h"
 #include "server/settings.h"
 #include "server/shard.h"
@@ -253,6 +255,9 @@ static int open_parts(struct program *p, struct err *e)
     if (rc == 0)
         rc = open_engine(p, e);
     if (rc == 0)
+        rc = recall_sampler_start(&s->recall,
+                                  (double)atomic_load(&s->config->recall_sample_cost), e);
+    if (rc == 0)
         rc = open_net(p, e);
     return rc;
 }
@@ -271,6 +276,7 @@ static int close_parts(struct program *p, bool started)
         net_close(s->net, DRAIN_MS);
     atomic_store(&p->net, NULL);
     s->net = NULL;
+    recall_sampler_stop(s->recall); /* it counts sets of the shard */
     engine_link_close(s->engine);
     if (s->shard) {
         bool no_save = !started || atomic_load(&s->stop_without_save);

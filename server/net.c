@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "server/config.h"
 #include "server/net_private.h"
+#include "server/search_pool.h"
 #include "server/server.h"
 
 enum { ACCEPTS_A_ROUND = 128, ADDRESSES_MAX = 16, LISTENERS_MAX = 2 * ADDRESSES_MAX + 1 };
@@ -405,12 +406,14 @@ static void join_workers(struct net *n, int64_t drain_ms)
 int net_start(struct net *n, struct err *e)
 {
     live_add(n);
-    for (unsigned i = 0; i < n->n_workers; i++) {
-        int rc = worker_start(&n->workers[i], e);
-        if (rc)
-            return rc; /* net_close joins those that run */
-    }
-    return 0;
+    int64_t n_searches = atomic_load(&n->server->config->search_threads);
+    int rc = 0;
+    if (n_searches != 0)
+        rc = search_pool_new(&n->searches, n_searches > 0 ? (unsigned)n_searches : 0,
+                             n->n_workers, e);
+    for (unsigned i = 0; rc == 0 && i < n->n_workers; i++)
+        rc = worker_start(&n->workers[i], e); /* net_close joins those that run */
+    return rc;
 }
 
 void net_close(struct net *n, int64_t drain_ms)
@@ -419,6 +422,7 @@ void net_close(struct net *n, int64_t drain_ms)
         return;
     join_workers(n, drain_ms);
     live_remove(n);
+    search_pool_free(n->searches); /* searches whose clients have gone end first */
     net_free(n);
 }
 
@@ -454,12 +458,14 @@ void net_stats(struct net *n, struct net_stats *out)
     out->rejected_connections = atomic_load(&n->n_rejected);
     out->connected_clients = atomic_load(&n->n_clients);
     out->ops_per_second = atomic_load(&n->ops_per_second);
+    out->search_threads = search_pool_threads(n->searches);
     for (unsigned i = 0; i < n->n_workers; i++) {
         struct worker_counters *c = &n->workers[i].counters;
         out->commands_processed += atomic_load(&c->commands);
         out->bytes_in += atomic_load(&c->bytes_in);
         out->bytes_out += atomic_load(&c->bytes_out);
         out->error_replies += atomic_load(&c->errors);
+        out->searches_offloaded += atomic_load(&c->offloaded);
         out->blocked_clients += atomic_load(&c->blocked);
     }
 }

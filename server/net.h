@@ -7,6 +7,9 @@
  * the log once, then write the replies whose gate is open. Replies whose index is not yet
  * released wait in their connection, in order, until the log's thread calls net_released.
  *
+ * A long read-only rest of a command (a search) may run on a search thread meanwhile
+ * (client_offload, offload.c): its connection waits for it, the others of the worker go on.
+ *
  * Thread: each worker owns its connections; worker_post is the only door between threads. */
 
 #include <stdbool.h>
@@ -33,12 +36,15 @@ void net_released(struct net *n);
  * bounded by what the worker itself asked for. */
 bool worker_post(struct worker *w, void (*fn)(void *arg), void *arg);
 /* Gives the shard back before a long read-only piece of a command (a search); no-op inside
- * EXEC. The worker takes it again when the next command needs it. */
+ * EXEC. The worker takes it again when the next command needs it, and before the reply's gate
+ * is set: what a search saw without the lock has its place in the log only when whoever changed
+ * it has left the shard. */
 void worker_leave_shard(struct client *c);
 
 struct net_stats {
     uint64_t connections_received, rejected_connections, commands_processed, connected_clients,
-        bytes_in, bytes_out, blocked_clients, error_replies;
+        bytes_in, bytes_out, blocked_clients, error_replies, searches_offloaded;
+    unsigned search_threads;
     double ops_per_second; /* over the last second or so */
 };
 void net_stats(struct net *n, struct net_stats *out);

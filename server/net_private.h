@@ -29,6 +29,8 @@
 
 struct connection;
 struct embed_job;
+struct offload;
+struct search_pool;
 
 /* Work handed to a worker by another thread. The node belongs to whoever posts until fn runs,
  * to fn from then on. */
@@ -47,6 +49,7 @@ struct request {
     enum { TEXTS_UNSENT, TEXTS_NONE, TEXTS_SENT, TEXTS_READY } texts;
     struct embedding embedding; /* when TEXTS_READY */
     struct embed_job *job;      /* holds the vectors of embedding, or NULL */
+    struct offload *offload;    /* a search thread has the rest of it, or NULL */
 };
 STAILQ_HEAD(request_list, request);
 
@@ -87,6 +90,7 @@ struct connection {
 
     struct resp_reader *reader; /* NULL while idle for long */
     struct request *partial;    /* being read, or NULL */
+    struct request *running;    /* whose arguments the client's are */
     struct request_list queue;  /* read and waiting: for vectors, or behind one that waits */
     uint32_t n_queued;
     size_t queued_bytes;
@@ -144,7 +148,7 @@ enum {
 };
 
 struct worker_counters {
-    _Atomic uint64_t commands, bytes_in, bytes_out, errors, blocked;
+    _Atomic uint64_t commands, bytes_in, bytes_out, errors, blocked, offloaded;
 };
 
 struct worker {
@@ -174,6 +178,10 @@ struct worker {
     struct connection_stack dead;
     bool shard_held, wrote;
     int64_t now_us; /* when the last command ended */
+    /* Whose turn it is, and when another connection last had one. */
+    uint64_t turn_id;
+    int64_t other_turn_us;
+    unsigned n_offloaded; /* searches that are not back yet */
     char *read_buffer;
     struct request_list pool;
     unsigned n_pool;
@@ -203,6 +211,7 @@ struct net {
     unsigned n_listeners;
     bool accept_paused; /* out of descriptors: until the next tick */
     char *unix_path;
+    struct search_pool *searches; /* NULL: search-threads is 0 */
     _Atomic uint64_t n_clients, n_received, n_rejected;
     _Atomic unsigned n_monitors;
     /* The rate, sampled by the first worker's tick. */
@@ -264,6 +273,8 @@ static inline struct connection *connection_of(struct client *c)
 void dispatch_run(struct connection *conn);
 void dispatch_forget(struct connection *conn); /* frees everything queued */
 void dispatch_release(struct connection *conn, struct request *q);
+/* The same for a request whose connection has gone. Any thread. */
+void dispatch_request_free(struct request *q);
 /* What a request may put into the log at most. */
 size_t dispatch_effect_bytes(const struct request *q);
 /* Runs fn with the shard entered for these flags and bytes (or plainly, when they do not touch
@@ -275,6 +286,15 @@ void dispatch_set_running(struct connection *conn, struct request *q);
 /* After a command ran: time, statistics, slow log, monitors. reply_start: where its reply
  * begins. */
 void dispatch_note(struct connection *conn, size_t reply_start);
+
+/* --- offload.c: requests with an offload --- */
+bool offload_done(const struct offload *o);
+/* When it is done: moves the reply and the note to the connection, and returns how long the
+ * command took. */
+int64_t offload_settle(struct connection *conn, struct request *q);
+/* The connection lets the request go. True when a search thread still needs it, and will free
+ * it. */
+bool offload_forget(struct request *q);
 
 /* --- cmd_transaction.c --- */
 void transaction_queue(struct connection *conn, struct request *q);

@@ -75,6 +75,9 @@ static int load_value(struct shard *s, struct key *k, uint8_t type, struct reade
         return err_wrap(e, "key \"%.*s\"", (int)(k->name_n < 64 ? k->name_n : 64), k->name);
     k->type = OBJECT_VSET;
     k->set_id = set_id;
+    vset_set_key(k->vset, k);
+    if (vset_next_expiry(k->vset) != INT64_MAX)
+        shard_expiry_watch(s, k->vset);
     s->n_vectors += vset_count(k->vset);
     if (index_link_pending(vset_index(k->vset)))
         linker_notify(s, k->vset);
@@ -135,6 +138,14 @@ static int align_vector(struct replay *x, struct effect *f, struct err *e)
     return 0;
 }
 
+/* What was logged was applied once, so what cannot be applied now is not what was logged. */
+static int replay_failed(const struct wal_record *record, int rc, struct err *e)
+{
+    if (rc != KITH_ENOMEM && rc != KITH_EIO)
+        e->code = KITH_ECORRUPT;
+    return err_wrap(e, "log record %llu", (unsigned long long)record->index);
+}
+
 static int replay_record(void *arg, const struct wal_record *record, struct err *e)
 {
     struct replay *x = arg;
@@ -150,7 +161,7 @@ static int replay_record(void *arg, const struct wal_record *record, struct err 
         if (rc == 0)
             rc = shard_apply(x->s, &f, e);
         if (rc != 0)
-            return err_wrap(e, "log record %llu", (unsigned long long)record->index);
+            return replay_failed(record, rc, e);
     }
     if (r.failed)
         return err_set(e, KITH_ECORRUPT, "log record %llu is damaged",

@@ -13,10 +13,11 @@ struct shard;
 struct net;
 struct engine_link;
 struct slowlog;
+struct recall_sampler;
 
 /* Counters as they were at CONFIG RESETSTAT: INFO shows what came since. */
 struct server_reset {
-    _Atomic uint64_t connections, rejected, commands, bytes_in, bytes_out, errors;
+    _Atomic uint64_t connections, rejected, commands, bytes_in, bytes_out, errors, offloaded;
 };
 
 struct server {
@@ -25,6 +26,7 @@ struct server {
     struct net *net;
     struct engine_link *engine; /* NULL without --embedder */
     struct slowlog *slowlog;
+    struct recall_sampler *recall; /* NULL: searches are not sampled */
     struct server_reset reset;
     int64_t started_unix_s;
     char run_id[41];
@@ -33,4 +35,4 @@ struct server {
     _Atomic bool stopping, stop_without_save;
 };
 
-#define KITH_REDIS_VERSION "8.2.0" /* the Redis whose behaviour is matched */
+#define KITH_REDIS_VERSION "8.4.0" /* the Redis whose behaviour is matched */

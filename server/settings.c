@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "server/config.h"
 #include "server/engine_link.h"
+#include "server/recall.h"
 #include "server/server.h"
 #include "server/shard.h"
 
@@ -79,7 +80,10 @@ void settings_changed(struct server *s, const char *name)
             settings_shard_options(s->config, &o);
             shard_configure(s->shard, &o);
         }
-    if (strcmp(name, "loglevel") == 0)
+    if (strcmp(name, "recall-sample-cost") == 0 && s->recall)
+        recall_sampler_configure(s->recall,
+                                 (double)atomic_load(&s->config->recall_sample_cost));
+    else if (strcmp(name, "loglevel") == 0)
         log_set_level((enum log_level)atomic_load(&s->config->loglevel));
     else if (strcmp(name, "maxclients") == 0)
         atomic_store(&s->config->maxclients,

@@ -15,12 +15,7 @@
 #include "server/shard_parts.h"
 #include "storage/chunks.h"
 
-/* Log space kept ready beyond what a command's arguments may become. */
-enum {
-    RESERVE_SLACK_BYTES = 256 * 1024,
-    EXPIRE_PER_TICK = 500,
-    MEASURE_EVERY_BYTES = 1024 * 1024
-};
+enum { MEASURE_EVERY_BYTES = 1024 * 1024, EXPIRY_TURNS_PER_TICK = 5 };
 
 void shard_lock(struct shard *s)
 {
@@ -59,8 +54,7 @@ static bool past_memory_limit(struct shard *s, size_t log_bytes)
     return used > limit;
 }
 
-/* Why no write can be taken now; 0 when it can. */
-static int admit_write(struct shard *s, size_t bytes, struct err *e)
+int shard_admit(struct shard *s, size_t bytes, struct err *e)
 {
     if (atomic_load(&s->failed))
         return err_set(e, KITH_EIO, "the log failed and the server is stopping");
@@ -101,7 +95,7 @@ enum command_result shard_enter(struct shard *s, struct client *c, unsigned flag
         return COMMAND_WAIT;
     }
     struct err e;
-    int rc = admit_write(s, log_bytes + RESERVE_SLACK_BYTES, &e);
+    int rc = shard_admit(s, log_bytes + RESERVE_SLACK_BYTES, &e);
     if (rc == KITH_EBUSY) {
         atomic_store(&s->waiting_for_room, true);
         waitlist_add(s->room, client_ref(c));
@@ -122,7 +116,7 @@ static void give_back_room(struct shard *s)
 {
     if (s->reserved)
         wal_unreserve(s->wal);
-    s->reserved = 0;
+    s->reserved = s->expiry_bytes = 0;
 }
 
 /* A change was made that is longer than what was reserved for it. It is in memory already; when
@@ -173,39 +167,19 @@ void shard_wake_writers(struct shard *s)
 
 /* --- the timer --- */
 
-static void expire_some(struct shard *s)
-{
-    struct err e;
-    if (!keyspace_expired(s->keyspace, s->now_ms))
-        return;
-    if (admit_write(s, RESERVE_SLACK_BYTES * 16, &e) != 0)
-        return; /* they are not shown to anyone; they go when the log can be written again */
-    size_t room = RESERVE_SLACK_BYTES * 15;
-    for (int i = 0; i < EXPIRE_PER_TICK; i++) {
-        struct key *k = keyspace_expired(s->keyspace, s->now_ms);
-        if (!k || k->name_n > room || s->effects.len > room - k->name_n)
-            break;
-        struct effect f = {.op = EFFECT_DEL, .db = k->db, .key = key_name(k)};
-        char *name = mem_dup(k->name, k->name_n); /* applying frees the key */
-        if (!name)
-            break;
-        f.key.p = name;
-        int rc = effect_do(s, &f, &e);
-        mem_free(name);
-        if (rc != 0)
-            break;
-        s->expired_keys++;
-    }
-    shard_leave(s);
-}
-
 void shard_tick(struct shard *s)
 {
     atomic_store_explicit(&s->used_memory, memory_in_use(), memory_order_relaxed);
     shard_lock(s);
-    expire_some(s);
+    bool more = shard_expire(s);
     checkpoint_plan(s);
     shard_unlock(s);
+    /* In turns, so that what expires all at once does not keep clients waiting. */
+    for (int i = 1; more && i < EXPIRY_TURNS_PER_TICK; i++) {
+        shard_lock(s);
+        more = shard_expire(s);
+        shard_unlock(s);
+    }
     shard_flush(s);
     shard_wake_writers(s);
     epoch_collect();
@@ -232,12 +206,13 @@ void shard_stats(struct shard *s, struct shard_stats *out, bool held)
     out->n_vectors = s->n_vectors;
     out->n_unlinked = linker_pending(s);
     out->expired_keys = s->expired_keys;
+    out->expired_elements = s->expired_elements;
     out->hits = s->hits;
     out->misses = s->misses;
     /* More than a small write needs, so that it says so before, and never after, one is
      * refused. Inside a transaction that writes the answer is known: it was admitted. */
     if (s->reserved == 0) {
-        if (admit_write(s, RESERVE_SLACK_BYTES * 2, &e) != 0)
+        if (shard_admit(s, RESERVE_SLACK_BYTES * 2, &e) != 0)
             snprintf(out->write_refusal, sizeof out->write_refusal, "%s", e.message);
         give_back_room(s);
     }
@@ -264,7 +239,7 @@ void shard_stats(struct shard *s, struct shard_stats *out, bool held)
 void shard_reset_stats(struct shard *s)
 {
     shard_lock(s);
-    s->expired_keys = s->hits = s->misses = 0;
+    s->expired_keys = s->expired_elements = s->hits = s->misses = 0;
     shard_unlock(s);
 }
 
@@ -297,6 +272,7 @@ void shard_release(struct shard *s)
     keyspace_free(s->keyspace);
     vset_queue_clear(&s->checkpoint.dirty);
     vset_queue_clear(&s->linker.work);
+    vset_queue_clear(&s->expiring);
     epoch_synchronize(); /* sets free their arrays, which stand on the store */
     if (s->store)
         store_close(s->store);
@@ -333,9 +309,10 @@ struct shard *shard_allocate(const struct shard_options *o)
     pthread_cond_init(&s->linker.wake, NULL);
     s->checkpoint.dirty.kind = VSET_QUEUE_DIRTY;
     s->linker.work.kind = VSET_QUEUE_LINK;
+    s->expiring.kind = VSET_QUEUE_EXPIRY;
     s->room = waitlist_new();
     s->checkpoint.waiters = waitlist_new();
-    s->keyspace = keyspace_new(&(struct keyspace_hooks){shard_drop_vset, s});
+    s->keyspace = keyspace_new(&(struct keyspace_hooks){shard_drop_vset, shard_place_vset, s});
     if (!s->room || !s->checkpoint.waiters || !s->keyspace) {
         shard_release(s);
         return NULL;

@@ -13,6 +13,28 @@ struct digest {
     struct err *e;
 };
 
+static void digest_set(struct digest *d, struct vset *v)
+{
+    const struct vset_params *p = vset_params(v);
+    struct vset_model model = vset_model(v);
+    uint64_t elements[2];
+    d->rc = vset_digest(v, d->s->now_ms, elements, d->e);
+    buf_u8(&d->b, (uint8_t)p->index.kind);
+    buf_u8(&d->b, (uint8_t)p->index.quant);
+    buf_u8(&d->b, (uint8_t)p->index.metric);
+    buf_u8(&d->b, (uint8_t)p->keep);
+    buf_u8(&d->b, p->declared);
+    buf_u32(&d->b, p->index.dim);
+    buf_u32(&d->b, p->index.m);
+    buf_u32(&d->b, p->index.ef_construction);
+    buf_u32(&d->b, p->projection_dim);
+    buf_bytes(&d->b, model.name, strlen(model.name));
+    buf_bytes(&d->b, model.hash, strlen(model.hash));
+    buf_bytes(&d->b, model.pooling, strlen(model.pooling));
+    buf_u64(&d->b, elements[0]);
+    buf_u64(&d->b, elements[1]);
+}
+
 static void digest_key(void *arg, struct key *k)
 {
     struct digest *d = arg;
@@ -23,15 +45,10 @@ static void digest_key(void *arg, struct key *k)
     buf_u8(&d->b, k->type);
     buf_u64(&d->b, (uint64_t)k->expire_ms);
     buf_bytes(&d->b, k->name, k->name_n);
-    if (k->type == OBJECT_STRING) {
+    if (k->type == OBJECT_STRING)
         buf_append(&d->b, k->string->data, k->string->n);
-    } else {
-        uint64_t set[2];
-        d->rc = vset_digest(k->vset, set, d->e);
-        buf_u32(&d->b, vset_params(k->vset)->dim);
-        buf_u64(&d->b, set[0]);
-        buf_u64(&d->b, set[1]);
-    }
+    else
+        digest_set(d, k->vset);
     if (d->rc == 0 && d->b.failed)
         d->rc = err_set(d->e, KITH_ENOMEM, "out of memory");
     d->out[0] ^= hash64_seed(d->b.data, d->b.len, 1);
@@ -62,7 +79,8 @@ static int reload(struct shard *s, struct err *e)
 {
     struct checkpoint_state *c = &s->checkpoint;
     struct keyspace *before = s->keyspace;
-    struct keyspace *fresh = keyspace_new(&(struct keyspace_hooks){shard_drop_vset, s});
+    struct keyspace *fresh =
+        keyspace_new(&(struct keyspace_hooks){shard_drop_vset, shard_place_vset, s});
     if (!fresh)
         return err_set(e, KITH_ENOMEM, "out of memory");
     uint32_t n_sets = c->n_sets, n_purge = c->n_purge, next_set_id = s->next_set_id;

@@ -120,6 +120,15 @@ static bool keep_args(struct slowlog_entry *e, const struct client *c)
     return true;
 }
 
+static bool keep_note(struct slowlog_entry *e, const struct client *c)
+{
+    char text[CLIENT_NOTE_BYTES + 3];
+    if (c->note[0] == '\0')
+        return true;
+    int n = snprintf(text, sizeof text, "[%s]", c->note);
+    return keep_arg(e, text, (size_t)n, "");
+}
+
 void slowlog_note(struct slowlog *s, const struct client *c, int64_t us)
 {
     int64_t from =
@@ -134,7 +143,7 @@ void slowlog_note(struct slowlog *s, const struct client *c, int64_t us)
     e->us = us;
     client_address(c, e->address, sizeof e->address);
     snprintf(e->name, sizeof e->name, "%s", client_name(c));
-    if (!keep_args(e, c)) {
+    if (!keep_args(e, c) || !keep_note(e, c)) {
         free_node(node);
         return;
     }

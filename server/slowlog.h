@@ -22,7 +22,8 @@ struct slowlog;
 struct slowlog *slowlog_new(struct config *config);
 void slowlog_free(struct slowlog *s);
 /* Keeps the running command of c when it took at least slowlog-log-slower-than. Secrets (AUTH,
- * HELLO, CONFIG SET requirepass) are not kept. */
+ * HELLO, CONFIG SET requirepass) are not kept. A note (client_note) comes as one more argument
+ * behind all that are kept, in brackets. */
 void slowlog_note(struct slowlog *s, const struct client *c, int64_t us);
 
 enum { SLOWLOG_ARGS_MAX = 32, SLOWLOG_ARG_BYTES_MAX = 128 };
@@ -31,8 +32,10 @@ struct slowlog_entry {
     uint64_t id;
     int64_t unix_s, us;
     int argc;
-    char *argv[SLOWLOG_ARGS_MAX]; /* NUL-terminated copies, argv_bytes long */
-    size_t argv_bytes[SLOWLOG_ARGS_MAX];
+    /* NUL-terminated copies, argv_bytes long; one more than arguments are kept, for the note.
+     */
+    char *argv[SLOWLOG_ARGS_MAX + 1];
+    size_t argv_bytes[SLOWLOG_ARGS_MAX + 1];
     char address[CLIENT_ADDRESS_BYTES], name[64];
 };
 

@@ -1,32 +1,65 @@
 #include "server/vector_args.h"
 
+#include <float.h>
 #include <math.h>
 #include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
 
+#include "index/vectors.h"
 #include "server/engine_link.h"
 #include "server/server.h"
 
-static bool check_dim(struct client *c, uint64_t dim)
+enum { SHOWN_BYTES = 64 };
+
+static int shown(struct slice s)
 {
-    if (dim > 0 && dim <= INDEX_DIM_MAX)
-        return true;
-    resp_errorf(c->out,
-                "ERR invalid vector specification: %llu dimensions, 1 to %d are allowed",
-                (unsigned long long)dim, INDEX_DIM_MAX);
+    return (int)(s.n < SHOWN_BYTES ? s.n : SHOWN_BYTES);
+}
+
+/* Redis' words first, then whose vector it is where there are several, then what is wrong. */
+static bool bad_vector(struct client *c, struct slice element, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static bool bad_vector(struct client *c, struct slice element, const char *format, ...)
+{
+    char what[256];
+    va_list ap;
+    va_start(ap, format);
+    vsnprintf(what, sizeof what, format, ap);
+    va_end(ap);
+    if (element.n > 0)
+        resp_errorf(c->out, "ERR invalid vector specification: element '%.*s': %s",
+                    shown(element), element.p, what);
+    else
+        resp_errorf(c->out, "ERR invalid vector specification: %s", what);
     return false;
 }
 
-static bool check_finite(struct client *c, const float *values, uint32_t dim)
+static const struct slice nobody;
+
+static bool check_dim(struct client *c, uint64_t dim, struct slice element)
 {
-    for (uint32_t i = 0; i < dim; i++)
-        if (!isfinite(values[i])) {
-            resp_errorf(c->out,
-                        "ERR invalid vector specification: component %u is %s, components must "
-                        "be finite",
-                        i, isnan(values[i]) ? "not a number" : "infinite");
-            return false;
-        }
-    return true;
+    return (dim > 0 && dim <= INDEX_DIM_MAX) ||
+           bad_vector(c, element, "%llu dimensions, 1 to %d are allowed",
+                      (unsigned long long)dim, INDEX_DIM_MAX);
+}
+
+/* Every component, and the length: the index keeps vectors at length 1 and the length beside
+ * them. */
+static bool check_finite(struct client *c, const float *values, uint32_t dim,
+                         struct slice element)
+{
+    double squares = 0;
+    for (uint32_t i = 0; i < dim; i++) {
+        if (!isfinite(values[i]))
+            return bad_vector(c, element, "component %u is %s, components must be finite", i,
+                              isnan(values[i]) ? "not a number" : "infinite");
+        squares += (double)values[i] * (double)values[i];
+    }
+    return isfinite((float)sqrt(squares)) ||
+           bad_vector(c, element, "its length is %g, more than a float32 can be",
+                      sqrt(squares));
 }
 
 static bool out_of_memory(struct client *c)
@@ -35,60 +68,84 @@ static bool out_of_memory(struct client *c)
     return false;
 }
 
-static bool parse_blob(struct client *c, struct slice blob, struct vector_arg *out)
+bool vector_arg_parse_blob(struct client *c, int at, struct slice element,
+                           struct vector_arg *out)
 {
-    if (blob.n == 0 || blob.n % sizeof(float) != 0) {
-        resp_errorf(c->out,
-                    "ERR invalid vector specification: an FP32 blob of %zu bytes, it must be a "
-                    "multiple of 4 and not empty",
-                    blob.n);
-        return false;
-    }
-    if (!check_dim(c, blob.n / sizeof(float)))
+    struct slice blob = c->argv[at];
+    if (blob.n == 0 || blob.n % sizeof(float) != 0)
+        return bad_vector(c, element,
+                          "an FP32 blob of %zu bytes, it must be a multiple of 4 and not empty",
+                          blob.n);
+    if (!check_dim(c, blob.n / sizeof(float), element))
         return false;
     float *values = arena_dup(c->arena, blob.p, blob.n); /* aligned */
     if (!values)
         return out_of_memory(c);
-    out->values = values;
-    out->dim = (uint32_t)(blob.n / sizeof(float));
-    return check_finite(c, values, out->dim);
+    *out = (struct vector_arg){
+        .values = values, .dim = (uint32_t)(blob.n / sizeof(float)), .next = at + 1};
+    return check_finite(c, values, out->dim, element);
+}
+
+bool vector_arg_parse_numbers(struct client *c, int at, int64_t n, struct slice element,
+                              struct vector_arg *out)
+{
+    if (!check_dim(c, n < 0 ? 0 : (uint64_t)n, element))
+        return false;
+    if (n > c->argc - at)
+        return bad_vector(c, element, "VALUES announces %lld components, %d arguments follow",
+                          (long long)n, c->argc - at);
+    float *values = arena_alloc(c->arena, (size_t)n * sizeof *values);
+    if (!values)
+        return out_of_memory(c);
+    for (int i = 0; i < (int)n; i++) {
+        double v;
+        struct slice a = c->argv[at + i];
+        if (!arg_double(a, &v))
+            return bad_vector(c, element, "component %d is '%.*s', not a number", i, shown(a),
+                              a.p);
+        values[i] = (float)v;
+    }
+    *out = (struct vector_arg){.values = values, .dim = (uint32_t)n, .next = at + (int)n};
+    return check_finite(c, values, out->dim, element);
 }
 
 static bool parse_values(struct client *c, int at, struct vector_arg *out)
 {
     int64_t n;
-    if (at >= c->argc || !arg_int(c->argv[at], &n)) {
-        resp_error(c->out, "ERR invalid vector specification: VALUES takes a count first");
-        return false;
-    }
-    if (!check_dim(c, n < 0 ? 0 : (uint64_t)n))
-        return false;
-    if (n > c->argc - at - 1) {
-        resp_errorf(c->out,
-                    "ERR invalid vector specification: VALUES announces %lld components, %d "
-                    "arguments follow",
-                    (long long)n, c->argc - at - 1);
-        return false;
-    }
-    float *values = arena_alloc(c->arena, (size_t)n * sizeof *values);
-    if (!values)
+    if (!arg_int(c->argv[at], &n))
+        return bad_vector(c, nobody, "VALUES takes a count first, not '%.*s'",
+                          shown(c->argv[at]), c->argv[at].p);
+    return vector_arg_parse_numbers(c, at + 1, n, nobody, out);
+}
+
+bool vector_arg_reduce(struct client *c, int *at, uint32_t *dim)
+{
+    int64_t n;
+    *dim = 0;
+    if (*at + 1 >= c->argc || !slice_is(c->argv[*at], "REDUCE"))
+        return true;
+    struct slice a = c->argv[*at + 1];
+    if (!arg_int(a, &n) || n < 1 || n > INDEX_DIM_MAX)
+        return bad_vector(c, nobody, "REDUCE takes a number of dimensions, 1 to %d, not '%.*s'",
+                          INDEX_DIM_MAX, shown(a), a.p);
+    *dim = (uint32_t)n;
+    *at += 2;
+    return true;
+}
+
+bool vector_arg_project(struct client *c, struct vector_arg *a, uint32_t dim)
+{
+    if (dim > a->dim)
+        return bad_vector(c, nobody, "REDUCE to %u dimensions, but the vector has %u", dim,
+                          a->dim);
+    float *values = arena_alloc(c->arena, dim * sizeof *values);
+    float *work = arena_alloc(c->arena, vector_project_work(a->dim, dim) * sizeof *work);
+    if (!values || !work)
         return out_of_memory(c);
-    for (int64_t i = 0; i < n; i++) {
-        double v;
-        struct slice a = c->argv[at + 1 + i];
-        if (!arg_double(a, &v)) {
-            resp_errorf(
-                c->out,
-                "ERR invalid vector specification: component %lld is '%.*s', not a number",
-                (long long)i, (int)(a.n < 32 ? a.n : 32), a.p);
-            return false;
-        }
-        values[i] = (float)v;
-    }
-    out->values = values;
-    out->dim = (uint32_t)n;
-    out->next = at + 1 + (int)n;
-    return check_finite(c, values, out->dim);
+    vector_project(a->values, a->dim, values, dim, work);
+    a->values = values;
+    a->dim = dim;
+    return check_finite(c, values, dim, nobody);
 }
 
 static bool take_embedding(struct client *c, struct vector_arg *out)
@@ -106,44 +163,59 @@ static bool take_embedding(struct client *c, struct vector_arg *out)
     memcpy(out->model.pooling, model.pooling, sizeof out->model.pooling);
     out->values = m->vectors;
     out->dim = m->dim;
-    return check_dim(c, m->dim) && check_finite(c, m->vectors, m->dim);
+    return check_dim(c, m->dim, nobody) && check_finite(c, m->vectors, m->dim, nobody);
 }
 
 bool vector_arg_parse(struct client *c, int at, struct vector_arg *out)
 {
     *out = (struct vector_arg){.next = at + 2};
-    bool more = at + 1 < c->argc;
-    if (more && slice_is(c->argv[at], "FP32"))
-        return parse_blob(c, c->argv[at + 1], out);
-    if (more && slice_is(c->argv[at], "VALUES"))
+    if (at + 1 >= c->argc)
+        return bad_vector(c, nobody, "a vector is FP32 blob, VALUES n v1 .. vn or TEXT text");
+    if (slice_is(c->argv[at], "FP32"))
+        return vector_arg_parse_blob(c, at + 1, nobody, out);
+    if (slice_is(c->argv[at], "VALUES"))
         return parse_values(c, at + 1, out);
-    if (more && slice_is(c->argv[at], "TEXT")) {
+    if (slice_is(c->argv[at], "TEXT")) {
         out->text = &c->argv[at + 1];
         return take_embedding(c, out);
     }
-    resp_error(c->out, "ERR invalid vector specification");
+    return bad_vector(c, nobody, "'%.*s' is none of FP32, VALUES and TEXT", shown(c->argv[at]),
+                      c->argv[at].p);
+}
+
+bool vector_arg_model_fits(struct client *c, const struct vector_arg *a, struct vset *v)
+{
+    struct vset_model m = vset_model(v);
+    if (!a->text || !m.name[0] ||
+        (strcmp(m.hash, a->model.hash) == 0 && strcmp(m.pooling, a->model.pooling) == 0))
+        return true;
+    resp_errorf(c->out,
+                "ERR the set's vectors were made by model '%s' (%s, pooling %s), the engine "
+                "runs '%s' (%s, pooling %s): their vectors cannot be compared",
+                m.name, m.hash, m.pooling, a->model.name, a->model.hash, a->model.pooling);
     return false;
 }
 
-bool vector_arg_fits(struct client *c, const struct vector_arg *a, struct vset *v)
+bool vector_arg_fits(struct client *c, struct vector_arg *a, struct vset *v)
 {
-    struct vset_model m = vset_model(v);
-    if (a->text && m.name[0] &&
-        (strcmp(m.hash, a->model.hash) != 0 || strcmp(m.pooling, a->model.pooling) != 0)) {
-        resp_errorf(
-            c->out,
-            "ERR the set's vectors were made by model '%s' (%s, pooling %s), the engine "
-            "runs '%s' (%s, pooling %s): their vectors cannot be compared",
-            m.name, m.hash, m.pooling, a->model.name, a->model.hash, a->model.pooling);
+    const struct vset_params *p = vset_params(v);
+    if (!vector_arg_model_fits(c, a, v))
         return false;
-    }
-    uint32_t dim = vset_params(v)->dim;
-    if (a->dim != dim) {
+    if (a->dim == p->index.dim)
+        return true;
+    if (p->projection_dim == 0) {
         resp_errorf(c->out, "ERR Vector dimension mismatch - got %u but set has %u", a->dim,
-                    dim);
+                    p->index.dim);
         return false;
     }
-    return true;
+    if (a->dim != p->projection_dim) {
+        resp_errorf(c->out,
+                    "ERR Input dimension mismatch for projection - got %u but projection "
+                    "expects %u",
+                    a->dim, p->projection_dim);
+        return false;
+    }
+    return vector_arg_project(c, a, p->index.dim);
 }
 
 void vector_arg_texts(const struct slice *argv, int argc, struct command_texts *out)

@@ -1,17 +1,30 @@
+/* The whole: making a set, adding, removing, asking. */
 #include "server/vset.h"
-
-#include <assert.h>
-#include <stdatomic.h>
-#include <stdio.h>
 
 #include "base/epoch.h"
 #include "base/hash.h"
 #include "base/mem.h"
 #include "base/random.h"
+#include "server/attributes.h"
 #include "server/blob.h"
+#include "server/recall.h"
+#include "server/search_memo.h"
 #include "server/vset_parts.h"
 
-enum { RECORD_VERSION = 1, RECORD_SLOT = UINT32_MAX };
+enum { RANDOM_TRIES = 64, DISTINCT_BY_TRIES = 64 };
+
+bool vset_params_valid(const struct vset_params *p)
+{
+    const struct index_params *x = &p->index;
+    bool hnsw = x->kind == INDEX_HNSW;
+    return (hnsw || x->kind == INDEX_FLAT) && x->quant >= INDEX_F32 && x->quant <= INDEX_BIN &&
+           (unsigned)x->metric <= INDEX_IP && (unsigned)p->keep <= VSET_KEEP_F16 &&
+           x->dim >= 1 && x->dim <= INDEX_DIM_MAX &&
+           (!hnsw || (x->m >= INDEX_M_MIN && x->m <= INDEX_M_MAX)) &&
+           x->ef_construction <= INDEX_EF_MAX &&
+           (p->projection_dim == 0 ||
+            (p->projection_dim >= x->dim && p->projection_dim <= INDEX_DIM_MAX));
+}
 
 struct vset *vset_ref(struct vset *v)
 {
@@ -19,7 +32,7 @@ struct vset *vset_ref(struct vset *v)
     return v;
 }
 
-static void free_parts(void *p)
+void vset_free_parts(void *p)
 {
     struct vset *v = p;
     index_free(v->index);
@@ -29,7 +42,12 @@ static void free_parts(void *p)
     texts_deinit(&v->texts_frozen);
     while (v->n_spare_texts > 0)
         mem_free(v->spare_texts[--v->n_spare_texts]);
-    mem_free(v->table);
+    attributes_deinit(&v->room);
+    times_deinit(&v->times);
+    table_deinit(&v->table);
+    order_free(v->order);
+    search_memo_free(v->memo);
+    recall_free(v->recall);
     mem_free(v->free_slots);
     buf_deinit(&v->frozen_record);
     pthread_mutex_destroy(&v->owner);
@@ -40,7 +58,7 @@ void vset_unref(struct vset *v)
 {
     /* After the last count nobody can come to it; those still reading stand in a bracket. */
     if (v && atomic_fetch_sub_explicit(&v->refs, 1, memory_order_acq_rel) == 1)
-        epoch_retire(v, free_parts);
+        epoch_retire(v, vset_free_parts);
 }
 
 void vset_mark_dropped(struct vset *v)
@@ -96,7 +114,7 @@ uint32_t vset_id(const struct vset *v)
     return v->id;
 }
 
-const struct index_params *vset_params(const struct vset *v)
+const struct vset_params *vset_params(const struct vset *v)
 {
     return &v->params;
 }
@@ -119,9 +137,41 @@ uint32_t vset_count(struct vset *v)
     return atomic_load_explicit(&v->count, memory_order_relaxed);
 }
 
+struct key *vset_key(const struct vset *v)
+{
+    return v->key;
+}
+
+void vset_set_key(struct vset *v, struct key *k)
+{
+    v->key = k;
+}
+
+struct recall *vset_recall(struct vset *v)
+{
+    return v->recall;
+}
+
+struct search_memo *vset_memo(struct vset *v)
+{
+    return v->memo;
+}
+
 uint64_t vset_replacements(const struct vset *v)
 {
     return atomic_load(&v->replacements);
+}
+
+bool vset_replacement(const struct vset *v, uint64_t i, uint32_t *slot)
+{
+    *slot = atomic_load_explicit(&v->replaced_by[i % REPLACEMENTS_KEPT], memory_order_acquire);
+    /* The place of number i is written again when so many were made after it. */
+    return vset_replacements(v) - i < REPLACEMENTS_KEPT;
+}
+
+uint64_t vset_changes(const struct vset *v)
+{
+    return atomic_load(&v->changes);
 }
 
 void vset_hold(struct vset *v)
@@ -142,7 +192,7 @@ void vset_dirtied(struct vset *v)
     }
 }
 
-/* --- opening --- */
+/* --- making --- */
 
 /* The index hands a slot back: no reader can hold it any more. Owner's lock held. */
 static void slot_freed(void *arg, uint32_t slot)
@@ -152,40 +202,19 @@ static void slot_freed(void *arg, uint32_t slot)
     vset_dirtied(v);
 }
 
-static int open_arrays(struct vset *v, const uint32_t counts[VSET_ARRAYS], struct err *e)
+int vset_open_index(struct vset *v, const void *state, size_t n, struct err *e)
 {
-    const uint32_t strides[VSET_ARRAYS] = {
-        index_code_stride(&v->params), index_links_stride(&v->params),
-        index_upper_stride(&v->params), ELEM_BYTES, NAME_UNIT_BYTES};
-    for (int i = 0; i < VSET_ARRAYS; i++) {
-        if (strides[i] == 0)
-            continue;
-        int rc = chunks_open(&v->arrays[i], v->options.store, v->id * 8 + (uint32_t)i,
-                             strides[i], counts[i], e);
-        if (rc != 0)
-            return rc;
-    }
-    return 0;
-}
-
-static struct records *array_records(struct vset *v, enum vset_array which)
-{
-    return v->arrays[which] ? chunks_records(v->arrays[which]) : NULL;
-}
-
-static int open_index(struct vset *v, const void *state, size_t n, struct err *e)
-{
-    struct index_arrays arrays = {.codes = array_records(v, ARRAY_CODES),
-                                  .links = array_records(v, ARRAY_LINKS),
-                                  .upper = array_records(v, ARRAY_UPPER)};
+    struct index_arrays arrays = {.codes = vset_array(v, ARRAY_CODES),
+                                  .links = vset_array(v, ARRAY_LINKS),
+                                  .upper = vset_array(v, ARRAY_UPPER)};
     struct index_options options = {.owner = &v->owner,
                                     .tail_max = v->options.tail_max,
                                     .on_slot_free = slot_freed,
                                     .arg = v};
-    return index_open(&v->index, &v->params, &arrays, &options, state, n, e);
+    return index_open(&v->index, &v->params.index, &arrays, &options, state, n, e);
 }
 
-static struct vset *allocate(uint32_t id, const struct vset_options *o)
+struct vset *vset_allocate(uint32_t id, const struct vset_options *o)
 {
     struct vset *v = mem_calloc(1, sizeof *v);
     if (!v)
@@ -193,116 +222,41 @@ static struct vset *allocate(uint32_t id, const struct vset_options *o)
     v->id = id;
     v->options = *o;
     v->refs = 1;
+    v->times.next_ms = INT64_MAX;
+    attributes_init(&v->room);
     pthread_mutex_init(&v->owner, NULL);
     rng_seed(&v->rng, rng_entropy());
+    v->memo = search_memo_new();
+    v->recall = recall_new();
+    if (!v->memo || !v->recall) {
+        vset_free_parts(v);
+        return NULL;
+    }
     return v;
 }
 
-int vset_new(struct vset **out, uint32_t id, const struct index_params *params,
+int vset_new(struct vset **out, uint32_t id, const struct vset_params *params,
              const struct vset_model *model, const struct vset_options *o, struct err *e)
 {
-    struct vset *v = allocate(id, o);
+    if (!vset_params_valid(params))
+        return err_set(e, KITH_EINVAL, "a vector set cannot be made with these parameters");
+    struct vset *v = vset_allocate(id, o);
     if (!v)
         return err_set(e, KITH_ENOMEM, "out of memory for a vector set");
     v->params = *params;
     if (model)
         v->model = *model;
     const uint32_t none[VSET_ARRAYS] = {0};
-    int rc = open_arrays(v, none, e);
+    int rc = vset_open_arrays(v, none, e);
     if (rc == 0)
-        rc = open_index(v, NULL, 0, e);
+        rc = vset_open_index(v, NULL, 0, e);
+    if (rc == 0)
+        rc = table_expect(v, 0, e);
     if (rc != 0) {
-        free_parts(v);
+        vset_free_parts(v);
         return rc;
     }
-    *out = v;
-    return 0;
-}
-
-/* The set's record: what a restart needs besides the arrays. */
-static void write_record(struct vset *v, struct buf *b)
-{
-    buf_u8(b, RECORD_VERSION);
-    buf_u8(b, (uint8_t)v->params.kind);
-    buf_u8(b, (uint8_t)v->params.quant);
-    buf_u32(b, v->params.dim);
-    buf_u32(b, v->params.m);
-    buf_u32(b, v->params.ef_construction);
-    for (int i = 0; i < VSET_ARRAYS; i++)
-        buf_u32(b, v->arrays[i] ? records_count(chunks_records(v->arrays[i])) : 0);
-    buf_u32(b, vset_count(v));
-    buf_u32(b, v->next_slot);
-    buf_u32(b, v->free_unit);
-    buf_u64(b, v->max_uid);
-    buf_bytes(b, v->model.name, strlen(v->model.name));
-    buf_bytes(b, v->model.hash, strlen(v->model.hash));
-    buf_bytes(b, v->model.pooling, strlen(v->model.pooling));
-    struct buf state;
-    buf_init(&state);
-    index_save(v->index, &state);
-    buf_bytes(b, state.data, state.len);
-    b->failed |= state.failed;
-    buf_deinit(&state);
-}
-
-static bool read_word(struct reader *r, char *out, size_t size)
-{
-    size_t n;
-    const void *p = read_bytes(r, &n);
-    if (!p || n >= size)
-        return false;
-    memcpy(out, p, n);
-    out[n] = '\0';
-    return true;
-}
-
-static int read_record(struct vset *v, const struct buf *record, uint32_t *count, struct err *e)
-{
-    struct reader r = reader_of(record->data, record->len);
-    uint32_t counts[VSET_ARRAYS];
-    uint8_t version = read_u8(&r);
-    if (version != RECORD_VERSION)
-        return err_set(e, KITH_EFORMAT, "vector set %u has record version %u, not %d", v->id,
-                       version, RECORD_VERSION);
-    v->params.kind = (enum index_kind)read_u8(&r);
-    v->params.quant = (enum index_quant)read_u8(&r);
-    v->params.dim = read_u32(&r);
-    v->params.m = read_u32(&r);
-    v->params.ef_construction = read_u32(&r);
-    for (int i = 0; i < VSET_ARRAYS; i++)
-        counts[i] = read_u32(&r);
-    *count = read_u32(&r);
-    v->next_slot = read_u32(&r);
-    v->free_unit = read_u32(&r);
-    v->max_uid = read_u64(&r);
-    bool words = read_word(&r, v->model.name, sizeof v->model.name) &&
-                 read_word(&r, v->model.hash, sizeof v->model.hash) &&
-                 read_word(&r, v->model.pooling, sizeof v->model.pooling);
-    size_t n;
-    const void *state = read_bytes(&r, &n);
-    if (!words || !reader_done(&r) || v->next_slot > counts[ARRAY_ELEMS])
-        return err_set(e, KITH_ECORRUPT, "the record of vector set %u is damaged", v->id);
-    int rc = open_arrays(v, counts, e);
-    return rc == 0 ? open_index(v, state, n, e) : rc;
-}
-
-int vset_load(struct vset **out, uint32_t id, const struct vset_options *o, struct err *e)
-{
-    struct buf record;
-    buf_init(&record);
-    int rc = store_get(o->store, STORE_BLOBS, id, RECORD_SLOT, &record, e);
-    struct vset *v = rc == 0 ? allocate(id, o) : NULL;
-    uint32_t count = 0;
-    if (rc == 0)
-        rc = v ? read_record(v, &record, &count, e) : err_set(e, KITH_ENOMEM, "out of memory");
-    if (rc == 0)
-        rc = elems_load(v, count, e);
-    buf_deinit(&record);
-    if (rc != 0) {
-        if (v)
-            free_parts(v);
-        return err_wrap(e, "vector set %u", id);
-    }
+    vset_dirtied(v); /* one that was declared may stay empty, and is stored all the same */
     *out = v;
     return 0;
 }
@@ -314,135 +268,271 @@ static uint64_t level_seed(struct slice name)
     return hash64_seed(name.p, name.n, 0x6b697468);
 }
 
+static void changed(struct vset *v)
+{
+    atomic_fetch_add(&v->changes, 1);
+}
+
 /* A slot whose records exist in the arrays that have one record a slot. */
 static int take_slot(struct vset *v, uint32_t *slot, struct err *e)
 {
     if (v->n_free > 0) {
-        *slot = v->free_slots[--v->n_free];
-        return 0;
+        *slot = v->free_slots[v->n_free - 1];
+    } else {
+        static const enum vset_array per_slot[] = {ARRAY_CODES, ARRAY_LINKS, ARRAY_ELEMS,
+                                                   ARRAY_KEPT};
+        if (v->next_slot == INDEX_SLOT_NONE)
+            return err_set(e, KITH_ELIMIT, "a vector set holds at most %u elements",
+                           INDEX_SLOT_NONE);
+        for (size_t i = 0; i < sizeof per_slot / sizeof *per_slot; i++) {
+            struct records *r = vset_array(v, per_slot[i]);
+            int rc = r ? records_grow(r, v->next_slot + 1, e) : 0;
+            if (rc != 0)
+                return rc;
+        }
+        *slot = v->next_slot;
     }
-    if (v->next_slot == INDEX_SLOT_NONE)
-        return err_set(e, KITH_ELIMIT, "a vector set holds at most %u elements",
-                       INDEX_SLOT_NONE);
-    static const enum vset_array per_slot[] = {ARRAY_CODES, ARRAY_LINKS, ARRAY_ELEMS};
-    for (int i = 0; i < 3; i++) {
-        struct records *r = array_records(v, per_slot[i]);
-        int rc = r ? records_grow(r, v->next_slot + 1, e) : 0;
-        if (rc != 0)
-            return rc;
-    }
-    *slot = v->next_slot++;
+    int rc = elems_prepare(v, *slot, e);
+    if (rc != 0)
+        return rc;
+    if (v->n_free > 0)
+        v->n_free--;
+    else
+        v->next_slot++;
     return 0;
 }
 
-/* Makes the records of a slot writable, so that retire_slot finds them so and cannot fail half
- * way. */
+/* After this retire_slot cannot fail. */
 static int prepare_retire(struct vset *v, uint32_t slot, struct err *e)
 {
-    struct err local;
-    struct err *why = e ? e : &local;
-    if (!records_writable(array_records(v, ARRAY_CODES), slot, why) ||
-        !records_writable(array_records(v, ARRAY_ELEMS), slot, why))
-        return why->code;
+    int rc = elems_prepare(v, slot, e);
+    if (rc == 0)
+        rc = texts_reserve(v, e);
+    if (rc == 0)
+        rc = attributes_reserve_retire(v, e);
+    return rc == 0 ? index_prepare_remove(v->index, slot, e) : rc;
+}
+
+/* Takes the element of a slot out of results and texts; the slot itself comes back later.
+ * moved: its attributes are another slot's now. */
+static void retire_slot(struct vset *v, uint32_t slot, bool moved)
+{
+    uint32_t attributes = elems_attributes(v, slot);
+    (void)index_remove(v->index, slot, NULL);
+    if (elems_has_text(v, slot))
+        texts_forget(v, slot);
+    times_forget(v, slot);
+    elems_set_removed(v, slot);
+    if (attributes && !moved) {
+        v->n_attributes--;
+        attributes_retire(v, attributes);
+    }
+}
+
+/* What an add has taken so far, to give it back when the rest fails. */
+struct adding {
+    const struct vset_element *x;
+    uint32_t old, slot;  /* INDEX_SLOT_NONE: none */
+    uint32_t attributes; /* its place, or 0 */
+    bool moved;          /* which was the old slot's */
+    struct blob *text;
+};
+
+static int reserve(struct vset *v, const struct adding *a, struct err *e)
+{
+    if (a->old != INDEX_SLOT_NONE)
+        return prepare_retire(v, a->old, e);
+    int rc = table_reserve(v, table_hash(a->x->name), e);
+    return rc == 0 ? texts_reserve(v, e) : rc;
+}
+
+/* The place of the element's attributes; encoded is empty where it has none of its own. */
+static int place_attributes(struct vset *v, struct adding *a, const struct buf *encoded,
+                            struct err *e)
+{
+    bool is_new = a->old == INDEX_SLOT_NONE;
+    if (encoded->len > 0)
+        return attributes_store(v, encoded, &a->attributes, e);
+    if (a->x->attributes) {
+        a->attributes = is_new ? ATTRIBUTES_EMPTY : 0;
+    } else if (!is_new) {
+        a->attributes = elems_attributes(v, a->old);
+        a->moved = a->attributes != 0;
+    }
     return 0;
 }
 
-/* Takes the element of a slot out of results and texts; the slot itself comes back later. */
-static int retire_slot(struct vset *v, uint32_t slot, struct err *e)
+static int fill_slot(struct vset *v, struct adding *a, const struct buf *encoded, struct err *e)
 {
-    int rc = prepare_retire(v, slot, e);
+    const struct vset_element *x = a->x;
+    if (x->text && !(a->text = blob_new(x->text->p, x->text->n)))
+        return err_set(e, KITH_ENOMEM, "out of memory for the text");
+    int rc = place_attributes(v, a, encoded, e);
     if (rc == 0)
-        rc = index_remove(v->index, slot, e);
-    if (rc != 0)
-        return rc;
-    if (elems_has_text(v, slot))
-        texts_forget(v, slot);
-    return elems_set_state(v, slot, ELEM_REMOVED, e);
+        rc = times_write(v, a->slot, x->expire_ms, e);
+    if (rc == 0)
+        rc = kept_write(v, a->slot, x->vector, e);
+    if (rc == 0)
+        rc = elems_write(v, a->slot, x->name, x->text != NULL, a->attributes, e);
+    return rc == 0 ? index_add(v->index, a->slot, x->vector, level_seed(x->name), e) : rc;
 }
 
-static int add_locked(struct vset *v, struct slice name, const float *vector,
-                      const struct slice *text, uint32_t old, struct err *e)
+static void undo(struct vset *v, struct adding *a)
 {
-    int rc = old == INDEX_SLOT_NONE ? table_reserve(v, e) : prepare_retire(v, old, e);
-    if (rc == 0)
-        rc = texts_reserve(v, e);
-    uint32_t slot = 0;
-    if (rc == 0)
-        rc = take_slot(v, &slot, e);
-    if (rc != 0)
-        return rc;
-    struct blob *kept = NULL;
-    if (text && !(kept = blob_new(text->p, text->n)))
-        rc = err_set(e, KITH_ENOMEM, "out of memory for the text");
-    if (rc == 0)
-        rc = elems_write(v, slot, name, text != NULL, e);
-    if (rc == 0) {
-        rc = index_add(v->index, slot, vector, level_seed(name), e);
-        if (rc != 0)
-            elems_release(v, slot);
-    } else {
-        slots_give_back(v, slot);
-    }
-    if (rc != 0) {
-        blob_unref(kept);
-        return rc;
-    }
-    if (kept)
-        texts_keep(v, slot, kept);
-    v->max_uid++;
-    if (old == INDEX_SLOT_NONE) {
-        table_put(v, name, slot);
-        atomic_fetch_add_explicit(&v->count, 1, memory_order_relaxed);
-        return 0;
-    }
-    table_replace(v, name, old, slot);
+    if (!a->moved)
+        attributes_discard(v, a->attributes);
+    if (a->slot != INDEX_SLOT_NONE)
+        elems_release(v, a->slot);
+    blob_unref(a->text);
+}
+
+/* The new slot takes the place of the old one. */
+static void replace_slot(struct vset *v, const struct adding *a)
+{
+    table_replace(&v->table, table_hash(a->x->name), a->old, a->slot);
+    order_replace(v, a->old, a->slot, a->x->name);
+    changed(v);
+    uint64_t n = vset_replacements(v);
+    atomic_store_explicit(&v->replaced_by[n % REPLACEMENTS_KEPT], a->slot,
+                          memory_order_release);
     /* Between the two: a search that saw the same number before and after either began when the
      * new slot was there, or ended when the old one still was. */
-    atomic_fetch_add(&v->replacements, 1);
-    return retire_slot(v, old, e);
+    atomic_store(&v->replacements, n + 1);
+    retire_slot(v, a->old, a->moved);
 }
 
-int vset_add(struct vset *v, struct slice name, const float *vector, const struct slice *text,
-             const struct vset_model *model, bool *added, struct err *e)
+static int add_locked(struct vset *v, const struct vset_element *x, const struct buf *encoded,
+                      uint32_t old, struct err *e)
 {
+    struct adding a = {.x = x, .old = old, .slot = INDEX_SLOT_NONE};
+    int rc = reserve(v, &a, e);
+    if (rc == 0)
+        rc = take_slot(v, &a.slot, e);
+    if (rc == 0)
+        rc = fill_slot(v, &a, encoded, e);
+    if (rc != 0) {
+        undo(v, &a);
+        return rc;
+    }
+    if (a.text)
+        texts_keep(v, a.slot, a.text);
+    v->max_uid++;
+    v->n_attributes += a.attributes && !a.moved;
+    times_add(v, a.slot, x->expire_ms);
+    if (old == INDEX_SLOT_NONE) {
+        table_put(&v->table, table_hash(x->name), a.slot);
+        order_add(v, a.slot, x->name);
+        atomic_fetch_add_explicit(&v->count, 1, memory_order_relaxed);
+    } else {
+        replace_slot(v, &a);
+    }
+    if (x->model && !v->model.name[0])
+        v->model = *x->model;
+    changed(v);
+    return 0;
+}
+
+static int find_slot(struct vset *v, struct slice name, uint32_t *slot, struct err *e)
+{
+    epoch_enter();
+    int rc = table_find(v, name, slot, e);
+    epoch_exit();
+    return rc;
+}
+
+int vset_add(struct vset *v, const struct vset_element *element, bool *added, struct err *e)
+{
+    struct slice name = element->name;
+    struct err local;
+    struct buf encoded;
+    e = e ? e : &local;
+    *added = false;
     if (name.n > VSET_NAME_MAX)
         return err_set(e, KITH_EINVAL, "element name of %zu bytes, at most %d are allowed",
                        name.n, VSET_NAME_MAX);
-    epoch_enter();
-    pthread_mutex_lock(&v->owner);
-    uint32_t old;
-    int rc = table_find(v, name, &old, e);
-    vset_dirtied(v);
-    if (rc == 0)
-        rc = add_locked(v, name, vector, text, old, e);
-    if (rc == 0 && model && !v->model.name[0])
-        v->model = *model;
-    pthread_mutex_unlock(&v->owner);
-    epoch_exit();
+    buf_init(&encoded);
+    uint32_t old = INDEX_SLOT_NONE;
+    int rc = element->attributes && element->attributes->n > 0
+                 ? attributes_encode(*element->attributes, &encoded, e)
+                 : 0;
+    if (rc == 0) {
+        pthread_mutex_lock(&v->owner);
+        rc = find_slot(v, name, &old, e);
+        vset_dirtied(v);
+        if (rc == 0)
+            rc = add_locked(v, element, &encoded, old, e);
+        pthread_mutex_unlock(&v->owner);
+    }
+    buf_deinit(&encoded);
     *added = rc == 0 && old == INDEX_SLOT_NONE;
     if (rc == 0)
         v->options.on_work(v->options.arg, v);
     return rc;
 }
 
+static int set_attributes_locked(struct vset *v, uint32_t slot, const struct buf *encoded,
+                                 struct err *e)
+{
+    uint32_t place = 0, before = elems_attributes(v, slot);
+    int rc = elems_prepare(v, slot, e);
+    if (rc == 0)
+        rc = attributes_reserve_retire(v, e);
+    if (rc == 0 && encoded->len > 0)
+        rc = attributes_store(v, encoded, &place, e);
+    if (rc != 0)
+        return rc;
+    elems_set_attributes(v, slot, place);
+    v->n_attributes += (place != 0);
+    v->n_attributes -= (before != 0);
+    changed(v);
+    attributes_retire(v, before);
+    return 0;
+}
+
+int vset_set_attributes(struct vset *v, struct slice name, struct slice json, struct err *e)
+{
+    struct err local;
+    struct buf encoded;
+    uint32_t slot;
+    e = e ? e : &local;
+    buf_init(&encoded);
+    int rc = json.n > 0 ? attributes_encode(json, &encoded, e) : 0;
+    if (rc == 0) {
+        pthread_mutex_lock(&v->owner);
+        rc = find_slot(v, name, &slot, e);
+        if (rc == 0 && slot == INDEX_SLOT_NONE)
+            rc = err_set(e, KITH_ENOTFOUND, "element not found in set");
+        if (rc == 0) {
+            vset_dirtied(v);
+            rc = set_attributes_locked(v, slot, &encoded, e);
+        }
+        pthread_mutex_unlock(&v->owner);
+    }
+    buf_deinit(&encoded);
+    return rc;
+}
+
 int vset_remove(struct vset *v, struct slice name, struct err *e)
 {
-    epoch_enter();
-    pthread_mutex_lock(&v->owner);
+    struct err local;
     uint32_t slot;
-    int rc = table_find(v, name, &slot, e);
-    if (rc == 0)
-        rc = slot == INDEX_SLOT_NONE ? KITH_ENOTFOUND : texts_reserve(v, e);
+    e = e ? e : &local;
+    pthread_mutex_lock(&v->owner);
+    int rc = find_slot(v, name, &slot, e);
+    if (rc == 0 && slot == INDEX_SLOT_NONE)
+        rc = err_set(e, KITH_ENOTFOUND, "element not found in set");
     if (rc == 0) {
         vset_dirtied(v);
-        rc = retire_slot(v, slot, e);
+        rc = prepare_retire(v, slot, e);
     }
     if (rc == 0) {
-        table_remove(v, name, slot);
+        order_remove(v, slot, name);
+        table_remove(&v->table, table_hash(name), slot);
         atomic_fetch_sub_explicit(&v->count, 1, memory_order_relaxed);
+        retire_slot(v, slot, false);
+        changed(v);
     }
     pthread_mutex_unlock(&v->owner);
-    epoch_exit();
     if (rc == 0)
         v->options.on_work(v->options.arg, v);
     return rc;
@@ -461,45 +551,86 @@ int vset_link(struct vset *v, struct index_scratch *s, struct err *e)
 
 /* --- asking --- */
 
-int vset_find(struct vset *v, struct slice name, uint32_t *slot, struct err *e)
+static bool expired(struct vset *v, uint32_t slot, int64_t now_ms)
+{
+    int64_t at = now_ms ? vset_expires_at(v, slot) : 0;
+    return at && at <= now_ms;
+}
+
+int vset_find(struct vset *v, struct slice name, int64_t now_ms, uint32_t *slot, struct err *e)
 {
     epoch_enter();
     int rc = table_find(v, name, slot, e);
+    int64_t at = 0;
+    if (rc == 0 && *slot != INDEX_SLOT_NONE && now_ms)
+        rc = vset_read_expiry(v, *slot, &at, e);
+    if (rc == 0 && at && at <= now_ms)
+        *slot = INDEX_SLOT_NONE;
     epoch_exit();
     return rc == 0 && *slot == INDEX_SLOT_NONE
                ? err_set(e, KITH_ENOTFOUND, "element not found in set")
                : rc;
 }
 
-uint32_t vset_random(struct vset *v, uint32_t n, bool distinct, uint32_t *slots)
+/* Reservoir sampling (Vitter 1985, algorithm R) over the table. */
+static uint32_t sample_all(struct vset *v, int64_t now_ms, uint32_t n, uint32_t *slots)
 {
-    uint32_t count = vset_count(v), found = 0;
-    if (count == 0)
-        return 0;
-    epoch_enter();
-    pthread_mutex_lock(&v->owner);
-    if (!distinct) {
-        for (; found < n; found++)
-            slots[found] = table_random(v);
-    } else {
-        /* Reservoir sampling (Vitter 1985, algorithm R) over the table. */
-        uint64_t seen = 0;
-        for (uint32_t i = 0; i < v->table_size; i++) {
-            uint32_t slot = table_at(v, i);
-            if (slot == INDEX_SLOT_NONE)
-                continue;
-            seen++;
-            if (found < n) {
-                slots[found++] = slot;
-            } else {
-                uint64_t at = rng_below(&v->rng, seen);
-                if (at < n)
-                    slots[at] = slot;
-            }
+    struct table_walk w = {0};
+    uint32_t found = 0;
+    uint64_t seen = 0;
+    for (uint32_t slot; (slot = table_next(&v->table, &w)) != INDEX_SLOT_NONE;) {
+        if (expired(v, slot, now_ms))
+            continue;
+        seen++;
+        if (found < n) {
+            slots[found++] = slot;
+        } else {
+            uint64_t at = rng_below(&v->rng, seen);
+            if (at < n)
+                slots[at] = slot;
         }
     }
-    pthread_mutex_unlock(&v->owner);
+    return found;
+}
+
+/* One element whose time has not come; INDEX_SLOT_NONE when there is none. */
+static uint32_t sample_one(struct vset *v, int64_t now_ms)
+{
+    uint32_t slot;
+    for (int tries = 0; tries < RANDOM_TRIES; tries++) {
+        slot = table_random(&v->table, &v->rng);
+        if (!expired(v, slot, now_ms))
+            return slot;
+    }
+    return sample_all(v, now_ms, 1, &slot) == 1 ? slot : INDEX_SLOT_NONE;
+}
+
+static bool among(const uint32_t *slots, uint32_t n, uint32_t slot)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (slots[i] == slot)
+            return true;
+    return false;
+}
+
+uint32_t vset_random(struct vset *v, int64_t now_ms, uint32_t n, bool distinct, uint32_t *slots)
+{
+    uint32_t found = 0, slot;
+    if (vset_count(v) == 0 || n == 0)
+        return 0;
+    pthread_mutex_lock(&v->owner);
+    epoch_enter();
+    /* A few of many are drawn one by one; those drawn twice are drawn again. */
+    bool few = n <= DISTINCT_BY_TRIES && n <= v->table.n / 2;
+    for (int tries = 0; few && distinct && found < n && tries < 4 * DISTINCT_BY_TRIES; tries++)
+        if ((slot = sample_one(v, now_ms)) != INDEX_SLOT_NONE && !among(slots, found, slot))
+            slots[found++] = slot;
+    if (distinct && found < n)
+        found = sample_all(v, now_ms, n, slots);
+    while (!distinct && found < n && (slot = sample_one(v, now_ms)) != INDEX_SLOT_NONE)
+        slots[found++] = slot;
     epoch_exit();
+    pthread_mutex_unlock(&v->owner);
     return found;
 }
 
@@ -520,129 +651,16 @@ void vset_info(struct vset *v, struct vset_info *out)
                               .n_removing = x.n_removing,
                               .max_level = x.max_level};
     pthread_mutex_lock(&v->owner);
+    out->n_attributes = v->n_attributes;
+    out->n_expiring = v->times.n_expiring;
     out->max_uid = v->max_uid;
-    out->memory_bytes =
-        sizeof *v + index_heap_bytes(v->index) + (size_t)v->table_size * sizeof *v->table +
-        (size_t)v->free_cap * sizeof *v->free_slots + v->texts.bytes + v->texts_frozen.bytes;
+    out->memory_bytes = sizeof *v + index_heap_bytes(v->index) + v->table.bytes +
+                        (size_t)v->free_cap * sizeof *v->free_slots + v->texts.bytes +
+                        v->texts_frozen.bytes + attributes_room_bytes(&v->room) +
+                        times_heap_bytes(&v->times) + order_bytes(v->order) +
+                        search_memo_bytes(v->memo);
     for (int i = 0; i < VSET_ARRAYS; i++)
         if (v->arrays[i])
             out->memory_bytes += chunks_heap_bytes(v->arrays[i]);
     pthread_mutex_unlock(&v->owner);
-}
-
-int vset_digest(struct vset *v, uint64_t out[2], struct err *e)
-{
-    struct buf b;
-    buf_init(&b);
-    out[0] = out[1] = 0;
-    int rc = 0;
-    epoch_enter();
-    pthread_mutex_lock(&v->owner);
-    for (uint32_t i = 0; rc == 0 && i < v->table_size; i++) {
-        uint32_t slot = table_at(v, i);
-        if (slot == INDEX_SLOT_NONE)
-            continue;
-        struct index_code code;
-        buf_clear(&b);
-        if (!vset_name(v, slot, &b, e))
-            rc = KITH_ECORRUPT;
-        else if ((rc = index_code(v->index, slot, &code, e)) == 0) {
-            buf_u32(&b, (uint32_t)b.len);
-            buf_append(&b, code.bytes, code.n_bytes);
-            buf_f32(&b, code.norm);
-            rc = texts_get(v, slot, &b, e);
-            if (rc == KITH_ENOTFOUND)
-                rc = 0;
-        }
-        if (rc == 0 && b.failed)
-            rc = err_set(e, KITH_ENOMEM, "out of memory");
-        out[0] ^= hash64_seed(b.data, b.len, 1);
-        out[1] ^= hash64_seed(b.data, b.len, 2);
-    }
-    pthread_mutex_unlock(&v->owner);
-    epoch_exit();
-    buf_deinit(&b);
-    return rc;
-}
-
-/* --- checkpoint --- */
-
-int vset_freeze(struct vset *v, struct err *e)
-{
-    int rc = 0;
-    pthread_mutex_lock(&v->owner);
-    v->dirty = false;
-    buf_clear(&v->frozen_record);
-    write_record(v, &v->frozen_record);
-    if (v->frozen_record.failed) {
-        v->dirty = true;
-        rc = err_set(e, KITH_ENOMEM, "out of memory for the record of vector set %u", v->id);
-    } else {
-        for (int i = 0; i < VSET_ARRAYS; i++)
-            if (v->arrays[i])
-                chunks_freeze(v->arrays[i]);
-        v->texts_frozen = v->texts;
-        texts_init(&v->texts);
-        v->frozen = true;
-    }
-    pthread_mutex_unlock(&v->owner);
-    return rc;
-}
-
-int vset_write(struct vset *v, struct store_write *w, struct err *e)
-{
-    int rc = store_put(w, STORE_BLOBS, v->id, RECORD_SLOT, v->frozen_record.data,
-                       v->frozen_record.len, e);
-    if (rc == 0)
-        rc = texts_write(v, w, e);
-    for (int i = 0; rc == 0 && i < VSET_ARRAYS; i++)
-        if (v->arrays[i])
-            rc = chunks_write(v->arrays[i], w, e);
-    return rc;
-}
-
-void vset_settle(struct vset *v, bool committed)
-{
-    pthread_mutex_lock(&v->owner);
-    for (int i = 0; i < VSET_ARRAYS; i++)
-        if (v->arrays[i])
-            chunks_settle(v->arrays[i], committed);
-    if (!committed) {
-        texts_merge_back(v);
-        vset_dirtied(v);
-    }
-    texts_deinit(&v->texts_frozen);
-    v->frozen = false;
-    pthread_mutex_unlock(&v->owner);
-}
-
-bool vset_frozen(struct vset *v)
-{
-    return v->frozen;
-}
-
-size_t vset_dirty_bytes(struct vset *v)
-{
-    size_t n = 0;
-    pthread_mutex_lock(&v->owner);
-    for (int i = 0; i < VSET_ARRAYS; i++)
-        if (v->arrays[i])
-            n += chunks_dirty_bytes(v->arrays[i]);
-    n += v->texts.bytes + v->texts_frozen.bytes;
-    pthread_mutex_unlock(&v->owner);
-    return n;
-}
-
-int64_t vset_purge(struct store_write *w, uint32_t id, uint64_t limit, struct err *e)
-{
-    uint64_t done = 0;
-    for (uint32_t i = 0; i < VSET_ARRAYS + 1 && (limit == 0 || done < limit); i++) {
-        uint64_t left = limit ? limit - done : 0;
-        int64_t n = i < VSET_ARRAYS ? store_delete_all(w, STORE_CHUNKS, id * 8 + i, left, e)
-                                    : store_delete_all(w, STORE_BLOBS, id, left, e);
-        if (n < 0)
-            return n;
-        done += (uint64_t)n;
-    }
-    return (int64_t)done;
 }

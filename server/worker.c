@@ -28,6 +28,7 @@
 #include "base/log.h"
 #include "server/monitor.h"
 #include "server/net_private.h"
+#include "server/search_pool.h"
 #include "server/server.h"
 #include "server/shard.h"
 
@@ -319,6 +320,8 @@ static void *worker_main(void *arg)
         event_base_loop(w->base, EVLOOP_ONCE | (hurry ? EVLOOP_NONBLOCK : 0));
         run_resumed(w);
         finish_round(w);
+        if (w->n_offloaded > 0)
+            search_pool_help(w->net->searches); /* its end comes through the inbox */
         if (w->draining)
             close_settled(w);
     }

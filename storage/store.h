@@ -87,6 +87,11 @@ void store_abort(struct store_write *w);
  * epoch bracket. */
 int store_refresh(struct store *s, struct err *e);
 void store_refreshed(struct store *s);
+/* Gives disk and page cache of pages that hold nothing any more back to the system, where they
+ * are more than slack_bytes; the file's length stays. *left_bytes: what could go after one more
+ * commit, 0 where that is not worth it or the file system cannot. Its cost grows with the free
+ * pages. Thread: the checkpointer, between a store_refreshed and the next store_begin. */
+int store_trim(struct store *s, uint64_t slack_bytes, uint64_t *left_bytes, struct err *e);
 
 /* Offline: walks pages, checks every value of every table. Returns the number of findings, each
  * told to note, or a negative code. With note NULL the first finding is the error. */

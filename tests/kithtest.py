@@ -1,6 +1,10 @@
 """What the Python tests share: a server of one's own (Server), a client that sees every byte
 (Wire), and polling instead of sleeping (wait_until).
 
+No test may fail because the machine is slow. A time-out only ends the wait for what never comes,
+so it is long (PATIENCE); what must happen "at once" or "meanwhile" is shown by the order of things,
+or by something that would take far longer otherwise.
+
 Environment: KITH_BIN (the programs' folder, default build/bin) and KITH_VARIANT (release, asan,
 tsan): the sanitizers make programs slower, so time-outs grow and repetition counts shrink.
 """
@@ -29,6 +33,10 @@ F32_MODEL = MODELS / "all-MiniLM-L6-v2.f32.gguf"
 SLOWER = {"release": 1, "asan": 4, "tsan": 8}[VARIANT]
 """How much longer than the release build a program may take."""
 
+PATIENCE = 6 * SLOWER
+"""How much longer than on a quiet machine a test waits before it gives up: the speed of a shared
+machine varies several times. Every `timeout` below is multiplied by it."""
+
 SANITIZER_REPORT = re.compile(
     r"ERROR: (Address|Leak)Sanitizer|WARNING: ThreadSanitizer|ThreadSanitizer: |runtime error: "
     r"|SUMMARY: (Address|Thread|Leak|UndefinedBehavior)Sanitizer"
@@ -41,15 +49,15 @@ def scaled(count, least=1):
 
 
 def wait_until(condition, timeout=10.0, what=None, step=0.01):
-    """Polls until condition() is true and returns what it returned; the time-out grows with the
-    variant. An exception from condition() is not caught."""
-    until = time.monotonic() + timeout * SLOWER
+    """Polls until condition() is true and returns what it returned. An exception from condition()
+    is not caught."""
+    until = time.monotonic() + timeout * PATIENCE
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > until:
-            raise AssertionError(f"waited {timeout * SLOWER:.0f} s in vain for {what or condition}")
+            raise AssertionError(f"waited {timeout * PATIENCE:.0f} s in vain for {what or condition}")
         time.sleep(step)
 
 
@@ -108,10 +116,10 @@ class Wire:
     def __init__(self, port=None, path=None, host="127.0.0.1", timeout=20.0, protocol=None):
         if path:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.sock.settimeout(timeout * SLOWER)
+            self.sock.settimeout(timeout * PATIENCE)
             self.sock.connect(str(path))
         else:
-            self.sock = socket.create_connection((host, port), timeout=timeout * SLOWER)
+            self.sock = socket.create_connection((host, port), timeout=timeout * PATIENCE)
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = bytearray()
         self.raw = b""
@@ -332,7 +340,7 @@ class Server:
 
     def client(self, **options):
         """A redis-py client; closed by stop() and kill()."""
-        options.setdefault("socket_timeout", 30.0 * SLOWER)
+        options.setdefault("socket_timeout", 30.0 * PATIENCE)
         c = redis.Redis(port=self.port, **options)
         self._clients.append(c)
         return c
@@ -356,7 +364,7 @@ class Server:
     def wait(self, timeout=30.0):
         """Waits until the program has ended by itself; its exit status."""
         try:
-            return self.process.wait(timeout * SLOWER)
+            return self.process.wait(timeout * PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -465,7 +473,7 @@ def run_program(name, *args, timeout=60.0, env=None, **options):
         stdin=options.pop("stdin", subprocess.DEVNULL),
         capture_output=True,
         text=True,
-        timeout=timeout * SLOWER,
+        timeout=timeout * PATIENCE,
         env={**_environment(), **(env or {})},
         **options,
     )

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# `make bench`: every figure of the README beside its peer. Tables on the screen, CSV and PNG files in
-# build/bench/. Give the machine nothing else to do.
+# `make bench`: the figures of the README beside their peers. Tables on the screen, CSV and PNG files in
+# build/bench/. `make bench-vsets` is `bench.sh vsets OPTIONS`, and the longest of them. Give the machine
+# nothing else to do.
 set -eu
 cd "$(dirname "$0")/.."
 python=build/venv/bin/python
@@ -10,6 +11,10 @@ if ! cmp -s tools/requirements-bench.txt build/venv/requirements-bench.txt; then
     echo "==> installing the benches' Python packages"
     build/venv/bin/pip install -q --disable-pip-version-check -r tools/requirements-bench.txt
     cp tools/requirements-bench.txt build/venv/requirements-bench.txt
+fi
+if [ "${1:-}" = vsets ]; then
+    shift
+    exec $python bench/vsets.py "$@"
 fi
 echo "==> commands beside redis-server"
 $python bench/redis_compare.py --csv $out/redis.csv --png $out/redis.png

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the packages that building (build) or testing (test) needs and that are missing.
+# Installs the packages that building (build), testing (test) or the benches (bench) need and that
+# are missing.
 # On a system without apt-get it prints the list and stops.
 set -eu
 cd "$(dirname "$0")/.."
@@ -7,11 +8,13 @@ cd "$(dirname "$0")/.."
 build="gcc make libc6-dev liblmdb-dev libxxhash-dev libsimde-dev libevent-dev libhiredis-dev
  libutf8proc-dev libjansson-dev python3-venv redis-tools"
 test="$build libcmocka-dev clang clang-format libclang-rt-14-dev redis-server strace lmdb-utils e2fsprogs"
+bench="$test g++ libhnswlib-dev"
 case "${1:-build}" in
 build) packages=$build ;;
 test) packages=$test ;;
+bench) packages=$bench ;;
 *)
-    echo "usage: tools/deps.sh build|test" >&2
+    echo "usage: tools/deps.sh build|test|bench" >&2
     exit 2
     ;;
 esac
@@ -84,8 +87,25 @@ if [ ! -x $venv/bin/python ]; then
     echo "==> making $venv"
     python3 -m venv $venv
 fi
-if [ "${1:-build}" = test ] && ! cmp -s tools/requirements.txt $venv/requirements.txt; then
+if [ "${1:-build}" != build ] && ! cmp -s tools/requirements.txt $venv/requirements.txt; then
     echo "==> installing the tests' Python packages into $venv"
     busy $venv/bin/pip install --disable-pip-version-check -r tools/requirements.txt
     cp tools/requirements.txt $venv/requirements.txt
+fi
+
+# redis-py's own tests come with its source only: tests/integration/test_redis_py_suite.py runs them.
+suite=build/redis-py
+if [ "${1:-build}" != build ] && ! cmp -s tools/redis-py.txt $suite/redis-py.txt; then
+    pinned=$(sed 's/ .*//' tools/redis-py.txt)
+    if ! grep -qx "$pinned" tools/requirements.txt; then
+        echo "kith: tools/redis-py.txt has $pinned, tools/requirements.txt another version" >&2
+        exit 1
+    fi
+    echo "==> fetching the source of $pinned for its tests"
+    rm -rf $suite
+    mkdir -p $suite
+    busy $venv/bin/pip download --disable-pip-version-check --no-binary redis --no-deps \
+        --require-hashes -r tools/redis-py.txt -d $suite
+    tar -xzf $suite/*.tar.gz -C $suite --strip-components 1
+    cp tools/redis-py.txt $suite/redis-py.txt
 fi

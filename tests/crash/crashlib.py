@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import kithtest
-from kithtest import LONG, SANITIZER_REPORT, SLOWER, VARIANT, run_program
+from kithtest import LONG, PATIENCE, SANITIZER_REPORT, VARIANT, run_program
 
 SEED = int(os.environ.get("KITH_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
@@ -114,7 +114,7 @@ def parse(buf, at):
 class Conn:
     def __init__(self, path, timeout=60):
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(timeout * SLOWER)
+        self.sock.settimeout(timeout * PATIENCE)
         self.sock.connect(path)
         self.buf = bytearray()
 
@@ -197,7 +197,7 @@ class Server(kithtest.Server):
 
     def start(self, timeout=30.0):
         self.spawn()
-        end = time.monotonic() + timeout * SLOWER
+        end = time.monotonic() + timeout * PATIENCE
         while True:
             if self.process.poll() is not None:
                 self.check_end()

@@ -27,7 +27,7 @@ class Original:
         rng = random.Random(7)
         self.server = s = Server(self.folder, *SMALL, "--checkpoint-interval", "3600")
         s.start()
-        writers = [Writer("damage", db, 50, big=3000) for db in (0, 1)]
+        writers = [Writer("damage", db, 50, big=3000, short=False) for db in (0, 1)]
         self.write(writers, 900)
         conn = s.connect()
         conn.ok("SELECT", 5)
@@ -109,10 +109,14 @@ def questions(conn):
             elements = sorted(conn.ok("VRANDMEMBER", k, 100000))
             out += [(db, (name, k)) for name in ("VCARD", "VDIM")]
             out += [(db, ("VEMB", k, e)) for e in elements]
+            out += [(db, ("VGETATTR", k, e)) for e in elements]
+            out += [(db, ("VGET", k, len(elements), *elements, "TTL"))] if elements else []
+            out.append((db, ("VRANGE", k, "-", "+")))
             out += [(db, ("VISMEMBER", k, b"e%d" % i)) for i in range(0, 900, 9)]
             for i in range(6):
                 words = ("VSIM", k, "VALUES", DIM, *VECTOR_WORDS[i], "WITHSCORES", "COUNT", 12)
                 out += [(db, (*words, "TRUTH")), (db, (*words, "EF", 1000))]
+                out += [(db, (*words, "TRUTH", "WITHATTRIBS", "FILTER", ".n > 300"))]
         out.append((db, ("GET", "no such key")))
     return out
 
@@ -128,6 +132,8 @@ def ask(conn, asked):
             answers[i] = sorted(answers[i])
         if q[0] == "PTTL" and not isinstance(answers[i], Error):
             answers[i] = answers[i] > 0  # the exact time is compared by the kill tests
+        if q[0] == "VGET" and not isinstance(answers[i], Error):
+            answers[i] = [fields[1] > 0 for fields in answers[i]]
     return {i: ((db, q), a) for i, ((db, q), a) in enumerate(zip(asked, answers))}
 
 

@@ -1,6 +1,6 @@
 /* The payload of a log record, any bytes. What must hold: decoding stays inside the record,
- * ends, and what was decoded whole encodes to a record that decodes to the same number of
- * effects. */
+ * ends, no parameters of a set come out that no set can have, and what was decoded encodes to a
+ * record that decodes to as many effects, which encode to the same bytes. */
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -18,6 +18,8 @@ static uint64_t decode(const void *p, size_t n, struct buf *again, bool *failed)
     read_u8(&r); /* the version */
     while (effect_decode(&r, &f, &storage)) {
         count++;
+        if (f.params && !vset_params_valid(f.params))
+            abort();
         if (again)
             effect_encode(again, &f);
     }
@@ -27,14 +29,16 @@ static uint64_t decode(const void *p, size_t n, struct buf *again, bool *failed)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
-    struct buf again;
+    struct buf first, second;
     bool failed;
-    buf_init(&again);
-    uint64_t count = decode(data, n, &again, &failed);
-    if (again.len > 0 && decode(again.data, again.len, NULL, &failed) != count)
+    buf_init(&first);
+    buf_init(&second);
+    uint64_t count = decode(data, n, &first, &failed);
+    if (first.len > 0 && (decode(first.data, first.len, &second, &failed) != count || failed))
         abort();
-    if (again.len > 0 && failed)
+    if (first.len != second.len || (first.len && memcmp(first.data, second.data, first.len)))
         abort();
-    buf_deinit(&again);
+    buf_deinit(&first);
+    buf_deinit(&second);
     return 0;
 }

@@ -8,7 +8,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import kithtest  # noqa: E402
-from kithtest import Q8_MODEL, SLOWER, Maker, wait_until  # noqa: E402
+from kithtest import PATIENCE, Q8_MODEL, Maker, wait_until  # noqa: E402
 
 LOG_SHOWN = 6000
 
@@ -20,7 +20,7 @@ def pytest_report_header():
 def pytest_collection_modifyitems(items):
     for item in items:
         if not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(60 * SLOWER))
+            item.add_marker(pytest.mark.timeout(60 * PATIENCE))
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -68,7 +68,7 @@ def model():
 @pytest.fixture(scope="session")
 def shared_text_server(tmp_path_factory, model):
     maker = Maker(tmp_path_factory.mktemp("text"))
-    s = maker("--embedder", model, "--io-threads", 2)
+    s = maker("--embedder", model, "--io-threads", 2, "--engine-timeout-ms", 600_000)
     s.wait_engine()
     yield s
     maker.finish()

@@ -18,7 +18,7 @@ import subprocess
 
 import pytest
 
-from kithtest import ROOT, SLOWER, run_program
+from kithtest import PATIENCE, ROOT, run_program
 
 
 @pytest.mark.parametrize("page", ["commands", "configuration"])
@@ -94,7 +94,7 @@ def test_sessions_go_as_shown(make_server, model, page):
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=30 * SLOWER,
+            timeout=30 * PATIENCE,
         )
         lines = done.stdout.rstrip("\n").split("\n") if done.stdout.strip("\n") else []
         while expected and not expected[-1]:

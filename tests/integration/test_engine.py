@@ -5,19 +5,18 @@ import os
 import signal
 import struct
 import threading
-import time
 
 import pytest
 
-from kithtest import ROOT, ReplyError, SLOWER, encode, scaled, wait_until
+from kithtest import ROOT, ReplyError, encode, scaled, wait_until
 
-SOON = 1.5 * SLOWER
-"""A client waits no longer than about a second for a dead engine."""
+NEVER_MS = 3_600_000
+"""An engine-timeout-ms that does not end an engine on a slow machine, and that no test waits for."""
 
 
 @pytest.fixture
 def own_text_server(make_server, model):
-    s = make_server("--embedder", model)
+    s = make_server("--embedder", model, "--engine-timeout-ms", NEVER_MS)
     s.wait_engine()
     return s
 
@@ -41,16 +40,12 @@ def test_engine_killed_in_the_middle_of_a_big_batch(own_text_server, number):
         w.send("GET", "k")
         wait_until(lambda: int(s.info("engine")["engine_queued"]) >= n // 2, what="a big batch")
         os.kill(pid, number)
-        killed = time.monotonic()
-        replies = drain(w, n)
-        took = time.monotonic() - killed
+        replies = drain(w, n)  # at once, and not after engine-timeout-ms
         failed = [r for r in replies if isinstance(r, ReplyError)]
         assert failed and all(r.startswith("ENGINE ") for r in failed), failed[:1]
-        assert took < SOON, f"the clients waited {took:.1f} s"
         assert w.read() == b"v", "the commands behind it run"
         assert other.cmd("PING") == "PONG"
-        s.wait_engine(timeout=10)
-        assert s.engine_pid() != pid
+        assert s.wait_engine() != pid
         assert len(w.cmd("EMBED", "and again")) == 1
         assert int(s.info("engine")["engine_restarts"]) >= 1
 
@@ -96,8 +91,9 @@ def test_engine_killed_again_and_again(own_text_server):
     for t in threads:
         t.start()
     for _ in range(3):
-        os.kill(s.wait_engine(), signal.SIGKILL)
-        wait_until(lambda: s.info("engine")["engine_up"] == "0", what="the death to be noticed")
+        pid = s.wait_engine()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: s.engine_pid() != pid, what="the death to be noticed")
     s.wait_engine()
     had = counts["vectors"]
     wait_until(lambda: counts["vectors"] > had or problems, what="a vector after the last restart")
@@ -110,19 +106,20 @@ def test_engine_killed_again_and_again(own_text_server):
 
 def test_engine_stopped(make_server, model):
     """SIGSTOP: it answers nothing. After engine-timeout-ms it is killed and started again."""
-    s = make_server("--embedder", model, "--engine-timeout-ms", 1000 * SLOWER)
+    s = make_server("--embedder", model, "--engine-timeout-ms", NEVER_MS)
     pid = s.wait_engine()
     os.kill(pid, signal.SIGSTOP)
-    start = time.monotonic()
     with s.wire(timeout=60) as w, s.wire() as other:
+        assert other.cmd("CONFIG", "SET", "engine-timeout-ms", 1000) == "OK"
         w.send("EMBED", "text")
         w.send("SET", "behind", 1)
         assert other.cmd("SET", "k", 1) == "OK", "others are not held up"
         error = w.read()
         assert isinstance(error, ReplyError) and error.startswith("ENGINE "), error
-        assert time.monotonic() - start < (1 + 1 + 1.5) * SLOWER
+        # The next one is given its time to load, whatever the machine is busy with.
+        assert other.cmd("CONFIG", "SET", "engine-timeout-ms", NEVER_MS) == "OK"
         assert w.read() == "OK"
-        new = s.wait_engine(timeout=15)
+        new = s.wait_engine()
         assert new != pid
         assert len(w.cmd("EMBED", "text")) == 1
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), what="the old engine to be gone")
@@ -149,11 +146,11 @@ def test_engine_ends_with_the_server(own_text_server):
     """Also when the server is killed: no engine is left behind."""
     pid = own_text_server.engine_pid()
     own_text_server.kill()
-    wait_until(lambda: not alive(pid), timeout=5, what="the engine to end")
+    wait_until(lambda: not alive(pid), what="the engine to end")
     own_text_server.start()
     pid = own_text_server.wait_engine()
     own_text_server.stop()
-    wait_until(lambda: not alive(pid), timeout=5, what="the engine to end")
+    wait_until(lambda: not alive(pid), what="the engine to end")
 
 
 def alive(pid):
@@ -172,9 +169,7 @@ def test_stop_while_the_engine_hangs(own_text_server):
         wait_until(
             lambda: own_text_server.info("engine")["engine_queued"] == "1", what="the text to wait"
         )
-        start = time.monotonic()
-        own_text_server.stop()
-        assert time.monotonic() - start < 12 * SLOWER
+        own_text_server.stop()  # and not when engine-timeout-ms is over
 
 
 def gguf_string(text):
@@ -259,7 +254,9 @@ def test_model_that_appears_later(make_server, model, tmp_path):
 
 def test_a_full_queue_is_an_answer(make_server, model):
     """Past engine-queue-tokens a client gets BUSY at once, not an endless list."""
-    s = make_server("--embedder", model, "--engine-queue-tokens", 1024)
+    s = make_server(
+        "--embedder", model, "--engine-queue-tokens", 1024, "--engine-timeout-ms", NEVER_MS
+    )
     os.kill(s.wait_engine(), signal.SIGSTOP)
     with s.wire(timeout=60) as w, s.wire(timeout=60) as other:
         n = 40

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from kithtest import SLOWER, wait_until
+from kithtest import PATIENCE, SLOWER, wait_until
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def cli(server):
             stdin=None if stdin is not None else subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=30 * SLOWER,
+            timeout=30 * PATIENCE,
         )
         assert not check or done.returncode == 0, done
         return done.stdout
@@ -137,7 +137,7 @@ def test_password_and_url(cli, make_server):
 
 def test_shutdown(cli, make_server):
     s = make_server()
-    subprocess.run([cli.program, "-p", str(s.port), "SHUTDOWN"], check=True, timeout=30 * SLOWER)
+    subprocess.run([cli.program, "-p", str(s.port), "SHUTDOWN"], check=True, timeout=30 * PATIENCE)
     assert s.wait() == 0
 
 
@@ -163,7 +163,7 @@ def test_benchmark(server, words):
         [program, "-p", str(server.port), "-n", str(n), "-c", "20", "--csv", *words],
         capture_output=True,
         text=True,
-        timeout=60 * SLOWER,
+        timeout=60 * PATIENCE,
     )
     assert done.returncode == 0, done
     text = done.stdout + done.stderr

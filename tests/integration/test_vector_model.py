@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from kithtest import LONG, ReplyError, scaled, wait_until
+from kithtest import LONG, PATIENCE, ReplyError, scaled, wait_until
 
 
 def cosine_scores(matrix, query):
@@ -114,7 +114,7 @@ def recall(wire, key, queries, count, *options):
     return hits / (len(queries) * count)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(300 * PATIENCE)
 @pytest.mark.parametrize("quant", ["Q8", "NOQUANT"])
 def test_recall(make_server, quant):
     """20,000 x 64 with clusters, as embeddings have, searched by the graph and exactly."""
@@ -175,7 +175,8 @@ def test_element_is_never_hidden_while_it_is_updated(server):
         until = time.monotonic() + 1.5
         searches = 0
         try:
-            while time.monotonic() < until and not problems:
+            # So long, and until something did happen at the same time.
+            while (time.monotonic() < until or min(searches, updates[0]) < 20) and not problems:
                 for options in ([], ["TRUTH"]):
                     found = w.cmd("VSIM", "v", "FP32", target.tobytes(), "COUNT", 1, *options)
                     assert found == [b"target"], f"hidden at search {searches} {options}"
@@ -186,7 +187,6 @@ def test_element_is_never_hidden_while_it_is_updated(server):
             stop.set()
             t.join()
     assert not problems, problems
-    assert searches > 20 and updates[0] > 20, "nothing happened at the same time"
 
 
 def test_added_element_is_found_at_once(server):
@@ -209,10 +209,10 @@ def test_removed_element_is_not_found_again(server):
             assert writer.cmd("VREM", "v", i) == 1
             found = reader.cmd("VSIM", "v", "FP32", rows[i].tobytes(), "COUNT", 3)
             assert b"%d" % i not in found
-            assert writer.cmd("VSIM", "v", "ELE", i) == "ERR element not found in set"
+            assert writer.cmd("VSIM", "v", "ELE", i).startswith("ERR element not found in set")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(300 * PATIENCE)
 def test_searches_while_others_write(server):
     """Four clients search, two add, replace and remove. Every reply is sound; at the end the set
     holds exactly what the writers left."""
@@ -276,11 +276,11 @@ def test_searches_while_others_write(server):
         for t in threads:
             t.start()
         stop.wait(seconds)
+        wait_until(lambda: problems or (counts["searches"] > 50 and counts["changes"] > 100))
         stop.set()
         for t in threads:
             t.join()
         assert not problems, problems
-        assert counts["searches"] > 50 and counts["changes"] > 100, counts
         expected = {str(i) for i in range(500)} | set(left[0]) | set(left[1])
         assert w.cmd("VCARD", "v") == len(expected)
         names = {n.decode() for n in w.cmd("VRANDMEMBER", "v", 100000)}
@@ -315,11 +315,11 @@ def test_search_in_a_set_that_is_deleted(server):
         for i in range(scaled(40, 10)):
             fill(w, "v", rows)
             w.cmd(*[("DEL", "v"), ("FLUSHALL",), ("RENAME", "v", "other"), ("SET", "v", 1)][i % 3])
+    wait_until(lambda: problems or n[0] > 10)
     stop.set()
     for t in threads:
         t.join()
     assert not problems, problems
-    assert n[0] > 10
 
 
 def test_many_small_sets(server):

@@ -121,18 +121,18 @@ def test_vsim_errors(axes, words, error):
         ([*values(1, 2, 3), "e", "BAD"], "ERR invalid option after element"),
         ([*values(1, 2, 3), "e", "EF", 0], "ERR invalid EF"),
         ([*values(1, 2, 3), "e", "M", 3], "ERR invalid M"),
-        ([*values(1, 2, 3), "e", "M"], "ERR invalid M"),
+        ([*values(1, 2, 3), "e", "M"], "ERR invalid option after element"),
         ([*values(1, 2, 3), "e", "M", 32], "ERR asked M value mismatch with existing vector set"),
         (["FP32", b"123", "e"], "ERR invalid vector specification"),
         (["BAD", b"1234", "e"], "ERR invalid vector specification"),
-        (["VALUES", 3, 1, 2, 3], "ERR invalid vector specification"),
+        (["VALUES", 3, 1, 2, 3], "ERR wrong number of arguments for 'vadd' command"),
         (["VALUES", 0, "e"], "ERR invalid vector specification"),
         (["VALUES", 3, 1, 2, "e"], "ERR invalid vector specification"),
         (["VALUES", 99999999999999999999, "e"], "ERR invalid vector specification"),
     ],
 )
 def test_vadd_errors(axes, quant, words, error):
-    if error.startswith("ERR asked M"):
+    if error.startswith(("ERR asked M", "ERR Vector dimension")):
         words = [*words, quant]
     assert axes.cmd("VADD", "v", *words).startswith(error)
     assert axes.cmd("VISMEMBER", "v", "e") in (0, False)
@@ -218,7 +218,7 @@ def test_vemb_raw(wire, protocol):
     restored = [c * float(span) / 127 * float(norm) for c in struct.unpack("3b", code)]
     assert restored == pytest.approx([3, 4, 0], abs=0.05)
     assert wire.cmd("VEMB", "q", "e", "BAD") == "ERR invalid option"
-    assert wire.cmd("VEMB", "q", "e", "RAW", "x").startswith("ERR wrong number of arguments")
+    assert wire.cmd("VEMB", "q", "e", "RAW", "x") == "ERR invalid option"
 
 
 def test_vemb_gives_back_what_was_put_in(axes, quant):
@@ -231,8 +231,7 @@ def test_vinfo(axes, quant, protocol):
     reply = axes.cmd("VINFO", "v")
     if protocol == 2:
         reply = dict(zip(reply[::2], reply[1::2]))
-    keys = [k.decode() for k in reply]
-    assert keys[:9] == [
+    assert list(reply)[:9] == [
         "quant-type",
         "hnsw-m",
         "vector-dim",
@@ -243,8 +242,8 @@ def test_vinfo(axes, quant, protocol):
         "vset-uid",
         "hnsw-max-node-uid",
     ]
-    assert reply[b"quant-type"] == (b"f32" if quant == "NOQUANT" else b"int8")
-    assert (reply[b"hnsw-m"], reply[b"vector-dim"], reply[b"size"]) == (16, 3, 4)
+    assert reply["quant-type"] == ("f32" if quant == "NOQUANT" else "int8")
+    assert (reply["hnsw-m"], reply["vector-dim"], reply["size"]) == (16, 3, 4)
 
 
 def test_vrandmember(axes):
@@ -322,7 +321,7 @@ def test_zero_vector(wire):
 
 
 def test_extreme_components(wire):
-    assert "too long to be measured" in wire.cmd("VADD", "v", *values(3e38, 3e38), "e", "NOQUANT")
+    assert "its length is" in wire.cmd("VADD", "v", *values(3e38, 3e38), "e", "NOQUANT")
     for v in [(2e38, 2e38), (1e-40, 0), (-3e38, 1e-45)]:
         assert wire.cmd("VADD", "v", *values(*v), str(v), "NOQUANT") in (1, True), v
     scores = scores_of(wire.cmd("VSIM", "v", *values(1, 1), "WITHSCORES"))

@@ -279,7 +279,9 @@ def test_client_disconnects_with_work_under_way(make_server, model):
 
 def test_maxclients(make_server):
     s = make_server("--maxclients", 4)
-    wires = [s.wire() for _ in range(4)]
+    wires = [s.wire()]
+    wait_until(lambda: wires[0].cmd("CLIENT", "LIST").count(b"id=") == 1, what="it to be alone")
+    wires += [s.wire() for _ in range(3)]
     assert [w.cmd("PING") for w in wires] == ["PONG"] * 4
     with s.wire() as one_more:
         assert one_more.read() == "ERR max number of clients reached"
@@ -287,9 +289,11 @@ def test_maxclients(make_server):
     wires.pop().close()
 
     def in_again():
-        with s.wire() as w:
-            w.send("PING")
-            return w.read() == "PONG"
+        try:
+            with s.wire() as w:
+                return w.cmd("PING") == "PONG"
+        except OSError:  # refused and closed before it asked
+            return False
 
     wait_until(in_again, what="the place to be free")
     assert wires[0].cmd("CONFIG", "SET", "maxclients", 10) == "OK"
@@ -472,7 +476,7 @@ def test_slowlog(make_server):
     assert r.slowlog_len() == 0
     r.config_set("slowlog-log-slower-than", 50000)
     r.execute_command("DEBUG", "SLEEP", "0.06")
-    assert [e["command"] for e in r.slowlog_get()] == [b"DEBUG SLEEP 0.06"]
+    assert b"DEBUG SLEEP 0.06" in [e["command"] for e in r.slowlog_get()]
 
 
 def test_resetstat(server):

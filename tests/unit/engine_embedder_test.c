@@ -59,7 +59,7 @@ static int embed(struct answer *a, const char *const *texts, uint32_t n, bool tr
         list[i] = (struct embedder_text){texts[i], strlen(texts[i])};
     const struct embedder_request q = {list, n, truncate, on_done, a};
     int rc = embedder_submit(embedder, &q, e);
-    for (int i = 0; !rc && i < 20000 && !atomic_load(&a->calls); i++)
+    for (int i = 0; !rc && i < 200000 && !atomic_load(&a->calls); i++)
         clock_sleep_us(500);
     assert_true(rc || atomic_load(&a->calls) == 1);
     return rc;

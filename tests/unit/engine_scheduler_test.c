@@ -141,7 +141,7 @@ static int ask(struct scheduler *s, struct asked *a, int32_t mark, uint32_t n,
 
 static void wait_called(const struct asked *a)
 {
-    for (int i = 0; i < 20000 && atomic_load(&a->calls) == 0; i++)
+    for (int i = 0; i < 200000 && atomic_load(&a->calls) == 0; i++)
         clock_sleep_us(500);
     assert_int_equal(atomic_load(&a->calls), 1);
 }

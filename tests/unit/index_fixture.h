@@ -46,17 +46,17 @@ static inline void fixture_slot_free(void *arg, uint32_t slot)
     f->freed[f->n_freed++] = slot;
 }
 
-static inline void fixture_open(struct fixture *f, enum index_kind kind, enum index_quant quant,
-                                uint32_t dim, uint32_t m, uint32_t ef_construction, uint32_t n)
+static inline void fixture_open_as(struct fixture *f, const struct index_params *params,
+                                   uint32_t n)
 {
     struct err e = {0};
-    *f = (struct fixture){.params = {kind, quant, dim, m, ef_construction}, .n = n};
+    *f = (struct fixture){.params = *params, .n = n};
     pthread_mutex_init(&f->lock, NULL);
     f->freed = malloc(n * sizeof *f->freed);
     f->options =
         (struct index_options){.owner = &f->lock, .on_slot_free = fixture_slot_free, .arg = f};
     f->arrays.codes = records_heap_new(index_code_stride(&f->params));
-    if (kind == INDEX_HNSW) {
+    if (params->kind == INDEX_HNSW) {
         f->arrays.links = records_heap_new(index_links_stride(&f->params));
         f->arrays.upper = records_heap_new(index_upper_stride(&f->params));
         assert_int_equal(records_grow(f->arrays.links, n, &e), 0);
@@ -65,6 +65,13 @@ static inline void fixture_open(struct fixture *f, enum index_kind kind, enum in
     assert_int_equal(index_open(&f->index, &f->params, &f->arrays, &f->options, NULL, 0, &e),
                      0);
     f->scratch = index_scratch_new();
+}
+
+static inline void fixture_open(struct fixture *f, enum index_kind kind, enum index_quant quant,
+                                uint32_t dim, uint32_t m, uint32_t ef_construction, uint32_t n)
+{
+    struct index_params p = {kind, quant, INDEX_COSINE, dim, m, ef_construction};
+    fixture_open_as(f, &p, n);
 }
 
 static inline void fixture_close(struct fixture *f)

@@ -48,13 +48,19 @@ static void recall_survives_churn(void **state)
 {
     (void)state;
     enum { N = 4000 / SHRINK, DIM = 32, QUERIES = 200, EF = 60 };
-    for (uint32_t centres = 0; centres <= 40; centres += 40) {
+    static const struct {
+        uint32_t centres;
+        enum index_quant quant;
+    } cases[] = {{0, INDEX_INT8}, {40, INDEX_INT8}, {0, INDEX_F32}, {0, INDEX_BIN}};
+    for (size_t which = 0; which < sizeof cases / sizeof *cases; which++) {
         struct fixture f;
+        uint32_t centres = cases[which].centres;
+        enum index_quant quant = cases[which].quant;
         /* Twice as many vectors as slots: what comes in is not what went. */
         float *x = vectors(&rng, 2 * N + QUERIES, DIM, centres),
               *now = malloc(N * DIM * sizeof *x);
         uint32_t *order = malloc(N * sizeof *order), next = N;
-        fixture_open(&f, INDEX_HNSW, INDEX_INT8, DIM, 16, 100, N);
+        fixture_open(&f, INDEX_HNSW, quant, DIM, 16, 100, N);
         build(&f, x);
         memcpy(now, x, N * DIM * sizeof *x);
         for (uint32_t i = 0; i < N; i++)
@@ -79,11 +85,11 @@ static void recall_survives_churn(void **state)
         double churned = recall_of(&f, x + (size_t)2 * N * DIM, QUERIES, 10, EF);
         uint32_t upper = records_count(f.arrays.upper);
         fixture_close(&f);
-        fixture_open(&f, INDEX_HNSW, INDEX_INT8, DIM, 16, 100, N);
+        fixture_open(&f, INDEX_HNSW, quant, DIM, 16, 100, N);
         build(&f, now);
         double fresh = recall_of(&f, x + (size_t)2 * N * DIM, QUERIES, 10, EF);
-        print_message("%u centres: recall@10 fresh %.4f, churned %.4f\n", centres, fresh,
-                      churned);
+        print_message("quantization %d, %u centres: recall@10 fresh %.4f, churned %.4f\n",
+                      (int)quant, centres, fresh, churned);
         assert_true(churned >= fresh - 0.005);
         assert_true(upper <= records_count(f.arrays.upper) * 5 / 4);
         fixture_close(&f);
@@ -146,21 +152,66 @@ static void equal_vectors_are_all_found(void **state)
 {
     (void)state;
     enum { N = 500, DIM = 8 };
-    struct fixture f;
-    float *x = vectors(&rng, N, DIM, 0);
+    float *x = vectors(&rng, N, DIM, 0), square = 0;
     struct index_hit hits[N];
-    for (uint32_t i = 1; i < N / 2; i++)
+    for (uint32_t i = 0; i < DIM; i++) { /* longer than all others, for the inner product */
+        x[i] *= 10;
+        square += x[i] * x[i];
+    }
+    for (uint32_t i = N / 2; i < N; i++) /* after the others: they could do without them */
         memcpy(x + (size_t)i * DIM, x, DIM * sizeof *x);
-    memset(x + (size_t)(N - 1) * DIM, 0, DIM * sizeof *x);
-    fixture_open(&f, INDEX_HNSW, INDEX_F32, DIM, 8, 50, N);
-    build(&f, x);
-    fixture_check(&f);
-    struct index_query q = {.vector = x, .k = 100, .ef = 100};
-    assert_int_equal(fixture_search(&f, &q, hits), 100);
-    for (int i = 0; i < 100; i++)
-        assert_true(hits[i].distance < 1e-5f);
-    fixture_close(&f);
+    memset(x + DIM, 0, DIM * sizeof *x);
+    for (int which = 0; which < 12; which++) {
+        struct index_params p = {INDEX_HNSW,
+                                 (enum index_quant)(INDEX_F32 + which / 3),
+                                 (enum index_metric)(which % 3),
+                                 DIM,
+                                 8,
+                                 50};
+        struct fixture f;
+        float nearest = p.metric == INDEX_IP ? -square : 0;
+        fixture_open_as(&f, &p, N);
+        build(&f, x);
+        fixture_check(&f);
+        struct index_query q = {.vector = x, .k = 100, .ef = 100};
+        assert_int_equal(fixture_search(&f, &q, hits), 100);
+        for (int i = 0; i < 100; i++)
+            assert_true(fabsf(hits[i].distance - nearest) <
+                        1e-5f * (p.metric == INDEX_COSINE ? 1 : square));
+        /* Neither the copies nor the others are an island. */
+        for (uint32_t i = 0; i < N; i += 25) {
+            q = (struct index_query){.vector = x + (size_t)i * DIM, .k = N, .ef = N};
+            assert_int_equal(fixture_search(&f, &q, hits), N);
+        }
+        fixture_close(&f);
+    }
     free(x);
+}
+
+/* Lengths that differ widely: by L2 and the inner product they count as much as directions. */
+static void metrics_that_know_lengths(void **state)
+{
+    (void)state;
+    enum { N = 6000 / SHRINK, DIM = 32, QUERIES = 100, EF = 150 };
+    for (int metric = INDEX_L2; metric <= INDEX_IP; metric++) {
+        struct index_params p = {INDEX_HNSW, INDEX_INT8, (enum index_metric)metric,
+                                 DIM,        16,         120};
+        struct fixture f;
+        float *x = vectors(&rng, N + QUERIES, DIM, 100);
+        for (uint32_t i = 0; i < N + QUERIES; i++) {
+            float scale = expf(0.5f * gauss(&rng));
+            for (uint32_t d = 0; d < DIM; d++)
+                x[(size_t)i * DIM + d] *= scale;
+        }
+        fixture_open_as(&f, &p, N);
+        build(&f, x);
+        fixture_check(&f);
+        double r = recall_of(&f, x + (size_t)N * DIM, QUERIES, 10, EF);
+        print_message("metric %d: recall@10 %.4f\n", metric, r);
+        assert_true(r >= 0.95);
+        fixture_close(&f);
+        free(x);
+    }
 }
 
 static bool odd(void *arg, uint32_t slot)
@@ -184,11 +235,21 @@ static void filters_and_limits(void **state)
         assert_int_equal(index_link(f.index, f.scratch, NULL), 1);
     assert_int_equal(index_info(f.index).n_linked, N / 2);
     for (uint32_t i = 0; i < 50; i++) {
+        struct index_search_stats stats;
         struct index_query q = {
-            .vector = NULL, .slot = i * 40, .k = 10, .ef = 100, .accept = odd, .arg = &asked};
+            .slot = i * 40, .k = 10, .ef = 100, .accept = odd, .arg = &asked, .stats = &stats};
+        asked = 0;
         assert_int_equal(fixture_search(&f, &q, hits), 10);
+        assert_true(stats.n_visits >= asked && asked > stats.n_rejected);
+        assert_true(stats.n_rejected > 0 && !stats.cut);
         q.exact = true;
+        asked = 0;
         assert_int_equal(fixture_search(&f, &q, exact), 10);
+        /* Everybody is asked about, and only those who pass are looked at. */
+        assert_int_equal(asked, N);
+        assert_int_equal(stats.n_rejected, N / 2);
+        assert_int_equal(stats.n_visits, N / 2);
+        assert_false(stats.cut);
         uint32_t same = 0;
         for (int a = 0; a < 10; a++) {
             assert_int_equal(hits[a].slot % 2, 1);
@@ -200,16 +261,53 @@ static void filters_and_limits(void **state)
     }
     fixture_link_all(&f);
     asked = 0;
-    struct index_query q = {
-        .vector = x, .k = N, .ef = N, .max_visits = 100, .accept = odd, .arg = &asked};
+    struct index_search_stats stats;
+    struct index_query q = {.vector = x,
+                            .k = N,
+                            .ef = N,
+                            .max_visits = 100,
+                            .accept = odd,
+                            .arg = &asked,
+                            .stats = &stats};
     fixture_search(&f, &q, hits);
     assert_true(asked >= 90 && asked <= 100 + 16);
+    assert_true(stats.cut);
+    q.max_visits = 0;
+    fixture_search(&f, &q, hits);
+    assert_false(stats.cut);
     q = (struct index_query){.vector = x, .k = 0, .ef = 10};
     assert_int_equal(fixture_search(&f, &q, hits), 0);
     q = (struct index_query){.slot = N + 5, .k = 1};
     assert_int_equal(fixture_search(&f, &q, hits), KITH_ENOTFOUND);
     fixture_close(&f);
     free(x);
+}
+
+/* What was measured (cost.c), within a factor of two, and the order of what it decides. */
+static void costs_say_which_is_cheaper(void **state)
+{
+    (void)state;
+    enum { N = 100000, DIM = 384 };
+    static const struct {
+        double selectivity, codes;
+    } measured[] = {{1, 2725}, {0.5, 4944}, {0.1, 18307}, {0.01, 175000}};
+    struct fixture f;
+    fixture_open(&f, INDEX_HNSW, INDEX_INT8, DIM, 16, 200, N);
+    for (size_t i = 0; i < sizeof measured / sizeof *measured; i++) {
+        struct index_cost c = index_walk_cost(f.index, 10, 100, measured[i].selectivity);
+        assert_true(c.codes > measured[i].codes / 2 && c.codes < measured[i].codes * 2);
+        assert_true((c.accepts == 0) == (i == 0));
+    }
+    double last = 0;
+    for (double s = 1; s > 1e-12; s /= 3) {
+        struct index_cost walk = index_walk_cost(f.index, 10, 100, s);
+        struct index_cost scan = index_scan_cost(f.index, s);
+        assert_true(walk.codes >= last && walk.accepts <= N && scan.accepts <= N);
+        assert_true(s < 0.1 || walk.codes < scan.codes);
+        assert_true(s > 0.01 || walk.codes > scan.codes);
+        last = walk.codes;
+    }
+    fixture_close(&f);
 }
 
 static void links_are_shown(void **state)
@@ -282,7 +380,9 @@ int main(void)
         cmocka_unit_test(recall_survives_churn),
         cmocka_unit_test(everything_can_go_and_come_back),
         cmocka_unit_test(equal_vectors_are_all_found),
+        cmocka_unit_test(metrics_that_know_lengths),
         cmocka_unit_test(filters_and_limits),
+        cmocka_unit_test(costs_say_which_is_cheaper),
         cmocka_unit_test(links_are_shown),
         cmocka_unit_test(slots_wait_for_jobs_under_way),
     };

@@ -36,12 +36,72 @@ static double cosine(const float *a, const float *b, uint32_t dim)
     return aa > 0 && bb > 0 ? dot / sqrt(aa * bb) : 0;
 }
 
+static double sign_cosine(const float *a, const float *b, uint32_t dim)
+{
+    uint32_t differ = 0;
+    for (uint32_t i = 0; i < dim; i++)
+        differ += (a[i] > 0) != (b[i] > 0);
+    return 1 - 2.0 * differ / dim;
+}
+
+static double length(const float *a, uint32_t dim)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < dim; i++)
+        sum += (double)a[i] * (double)a[i];
+    return sqrt(sum);
+}
+
+/* How far a distance may be from that of the vectors themselves. */
+static double tolerance(const struct index_params *p, const float *a, const float *b)
+{
+    static const double of_cosine[] = {
+        [INDEX_F32] = 1e-5, [INDEX_INT8] = 0.03, [INDEX_F16] = 1e-3, [INDEX_BIN] = 1e-5};
+    double n = length(a, p->dim), m = length(b, p->dim);
+    return of_cosine[p->quant] * (p->metric == INDEX_COSINE ? 1 : (n + m) * (n + m));
+}
+
+static double distance(const struct index_params *p, const float *a, const float *b)
+{
+    double n = length(a, p->dim), m = length(b, p->dim);
+    double c = p->quant == INDEX_BIN ? sign_cosine(a, b, p->dim) : cosine(a, b, p->dim);
+    return p->metric == INDEX_COSINE ? 1 - c
+           : p->metric == INDEX_L2   ? n * n + m * m - 2 * n * m * c
+                                     : -n * m * c;
+}
+
 static int compare(const void *a, const void *b)
 {
     const struct index_hit *x = a, *y = b;
     if (x->distance != y->distance)
         return x->distance < y->distance ? -1 : 1;
     return (x->slot > y->slot) - (x->slot < y->slot);
+}
+
+/* index_distances must say of each hit what the search said, and NAN of all that is not there.
+ */
+static void check_distances(struct fixture *f, const float *query, const struct index_hit *hits,
+                            uint32_t n)
+{
+    uint32_t n_all = f->n + 5, *slots = malloc(n_all * sizeof *slots);
+    float *all = malloc(n_all * sizeof *all);
+    struct index_query q = {.vector = query};
+    struct err e;
+    assert_int_equal(index_slots(f->index), f->n);
+    for (uint32_t i = 0; i < n_all; i++)
+        slots[i] = n_all - 1 - i;
+    epoch_enter();
+    assert_int_equal(index_distances(f->index, f->scratch, &q, slots, n_all, all, &e), 0);
+    epoch_exit();
+    uint32_t there = 0;
+    for (uint32_t i = 0; i < n_all; i++)
+        there += isnan(all[i]) ? 0 : 1;
+    struct index_info info = index_info(f->index);
+    assert_int_equal(there, info.n_linked + info.n_tail);
+    for (uint32_t i = 0; i < n; i++)
+        assert_true(all[n_all - 1 - hits[i].slot] == hits[i].distance);
+    free(slots);
+    free(all);
 }
 
 /* The exact search must give the model's nearest, in order, within rounding; the graph's hits
@@ -52,14 +112,13 @@ static double check_search(struct fixture *f, const struct model *m, uint32_t k)
                      *hits = malloc((k + 1) * sizeof *hits);
     struct index_hit *exact = malloc((k + 1) * sizeof *exact);
     float query[64];
-    double tolerance = f->params.quant == INDEX_F32 ? 1e-5 : 0.03;
     uint32_t n = 0, found = 0, expected = m->count < k ? m->count : k;
     for (uint32_t i = 0; i < m->dim; i++)
         query[i] = gauss(&rng);
     for (uint32_t s = 0; s < m->n; s++)
         if (m->there[s])
             truth[n++] = (struct index_hit){
-                s, (float)(1 - cosine(query, m->v + (size_t)s * m->dim, m->dim))};
+                s, (float)distance(&f->params, query, m->v + (size_t)s * m->dim)};
     qsort(truth, n, sizeof *truth, compare);
     struct index_query q = {.vector = query, .k = k, .ef = 100, .exact = true};
     assert_int_equal(fixture_search(f, &q, exact), expected);
@@ -68,15 +127,20 @@ static double check_search(struct fixture *f, const struct model *m, uint32_t k)
     assert_true(got >= 0 && got <= (int64_t)expected);
     for (uint32_t i = 0; i < expected; i++) {
         assert_true(m->there[exact[i].slot]);
-        assert_true(fabs((double)exact[i].distance - (double)truth[i].distance) < tolerance);
+        assert_true(fabs((double)exact[i].distance - (double)truth[i].distance) <
+                    tolerance(&f->params, query, m->v + (size_t)truth[i].slot * m->dim));
         assert_true(i == 0 || compare(&exact[i - 1], &exact[i]) < 0);
     }
     for (int64_t i = 0; i < got; i++) {
+        const float *v = m->v + (size_t)hits[i].slot * m->dim;
         assert_true(m->there[hits[i].slot]);
         assert_true(i == 0 || compare(&hits[i - 1], &hits[i]) < 0);
+        assert_true(fabs((double)hits[i].distance - distance(&f->params, query, v)) <
+                    tolerance(&f->params, query, v));
         for (uint32_t j = 0; j < expected; j++)
             found += hits[i].slot == exact[j].slot;
     }
+    check_distances(f, query, exact, expected);
     free(truth);
     free(hits);
     free(exact);
@@ -117,15 +181,24 @@ static void check_vectors(struct fixture *f, const struct model *m)
     for (uint32_t s = 0; s < m->n; s++) {
         if (!m->there[s])
             continue;
+        const float *own = m->v + (size_t)s * m->dim;
         assert_int_equal(index_vector(f->index, s, v, &e), 0);
-        assert_true(cosine(v, m->v + (size_t)s * m->dim, m->dim) > 0.999);
+        if (f->params.quant == INDEX_BIN)
+            assert_true(sign_cosine(v, own, m->dim) == 1 && fabsf(v[0]) == 1);
+        else
+            assert_true(cosine(v, own, m->dim) > 0.999);
         assert_int_equal(index_code(f->index, s, &code, &e), 0);
-        assert_int_equal(code.n_bytes, f->params.quant == INDEX_F32 ? m->dim * 4 : m->dim);
+        assert_int_equal(code.n_bytes, f->params.quant == INDEX_F32   ? m->dim * 4
+                                       : f->params.quant == INDEX_F16 ? m->dim * 2
+                                       : f->params.quant == INDEX_BIN ? (m->dim + 63) / 64 * 8
+                                                                      : m->dim);
         assert_true((code.range > 0) == (f->params.quant == INDEX_INT8));
+        assert_true(fabs((double)code.norm / length(own, m->dim) - 1) < 1e-6);
     }
 }
 
-static void operations(enum index_kind kind, enum index_quant quant, int steps)
+static void operations(enum index_kind kind, enum index_quant quant, enum index_metric metric,
+                       int steps)
 {
     enum { N = 400, DIM = 20 };
     struct fixture f;
@@ -134,7 +207,8 @@ static void operations(enum index_kind kind, enum index_quant quant, int steps)
     double recall = 0;
     int searches = 0;
     model_init(&m, N, DIM);
-    fixture_open(&f, kind, quant, DIM, 6, 40, N);
+    struct index_params params = {kind, quant, metric, DIM, 6, 40};
+    fixture_open_as(&f, &params, N);
     free(f.freed);
     f.freed = malloc((size_t)steps * sizeof *f.freed);
     for (int step = 0; step < steps; step++) {
@@ -163,7 +237,8 @@ static void operations(enum index_kind kind, enum index_quant quant, int steps)
     struct index_info info = index_info(f.index);
     assert_int_equal(info.n_linked, m.count);
     assert_int_equal(info.n_removing, 0);
-    print_message("recall of %d searches: %.4f\n", searches, recall / searches);
+    print_message("quantization %d, metric %d: recall of %d searches %.4f\n", (int)quant,
+                  (int)metric, searches, recall / searches);
     assert_true(recall / searches > 0.97);
     fixture_close(&f);
     model_deinit(&m);
@@ -172,15 +247,19 @@ static void operations(enum index_kind kind, enum index_quant quant, int steps)
 static void flat_is_the_model(void **state)
 {
     (void)state;
-    operations(INDEX_FLAT, INDEX_F32, 4000 / SHRINK);
-    operations(INDEX_FLAT, INDEX_INT8, 4000 / SHRINK);
+    for (int quant = INDEX_F32; quant <= INDEX_BIN; quant++)
+        for (int metric = INDEX_COSINE; metric <= INDEX_IP; metric++)
+            operations(INDEX_FLAT, (enum index_quant)quant, (enum index_metric)metric,
+                       2000 / SHRINK);
 }
 
 static void hnsw_is_near_the_model(void **state)
 {
     (void)state;
-    operations(INDEX_HNSW, INDEX_F32, 15000 / SHRINK);
-    operations(INDEX_HNSW, INDEX_INT8, 15000 / SHRINK);
+    for (int quant = INDEX_F32; quant <= INDEX_BIN; quant++)
+        for (int metric = INDEX_COSINE; metric <= INDEX_IP; metric++)
+            operations(INDEX_HNSW, (enum index_quant)quant, (enum index_metric)metric,
+                       6000 / SHRINK);
 }
 
 static void the_tail_says_when_it_is_full(void **state)
@@ -296,7 +375,13 @@ static void noise_in_the_records_is_survived(void **state)
         struct fixture f;
         struct err e = {0};
         float *x = vectors(&rng, N, DIM, 0);
-        fixture_open(&f, INDEX_HNSW, round % 2 ? INDEX_F32 : INDEX_INT8, DIM, M, 20, N);
+        struct index_params params = {INDEX_HNSW,
+                                      (enum index_quant)(INDEX_F32 + round % 4),
+                                      (enum index_metric)(round / 4 % 3),
+                                      DIM,
+                                      M,
+                                      20};
+        fixture_open_as(&f, &params, N);
         free(f.freed);
         f.freed = malloc(20 * N * sizeof *f.freed);
         for (uint32_t i = 0; i < N - 50; i++)
@@ -369,9 +454,29 @@ static void states_that_do_not_fit_are_refused(void **state)
         }
         mem_free(copy);
     }
-    struct index_params other = f.params;
-    other.quant = INDEX_F32;
+    /* Before version 2 there was no metric at the end, and all was COSINE. */
     struct index *y;
+    struct index_params other = f.params;
+    char *old = mem_dup(saved.data, saved.len);
+    store_u32(old + 4, 1);
+    assert_int_equal(index_open(&y, &f.params, &f.arrays, &f.options, old, saved.len - 4, NULL),
+                     0);
+    index_free(y);
+    other.metric = INDEX_L2;
+    assert_int_equal(index_open(&y, &other, &f.arrays, &f.options, old, saved.len - 4, NULL),
+                     KITH_ECORRUPT);
+    assert_int_equal(index_open(&y, &other, &f.arrays, &f.options, saved.data, saved.len, NULL),
+                     KITH_ECORRUPT);
+    store_u32(old + 4, 3);
+    assert_int_equal(index_open(&y, &f.params, &f.arrays, &f.options, old, saved.len, NULL),
+                     KITH_EFORMAT);
+    mem_free(old);
+    other.metric = (enum index_metric)3;
+    assert_int_equal(index_open(&y, &other, &f.arrays, &f.options, NULL, 0, NULL), KITH_EINVAL);
+    other = f.params;
+    other.quant = (enum index_quant)5;
+    assert_int_equal(index_open(&y, &other, &f.arrays, &f.options, NULL, 0, NULL), KITH_EINVAL);
+    other.quant = INDEX_F32;
     assert_int_equal(index_open(&y, &other, &f.arrays, &f.options, NULL, 0, NULL), KITH_EINVAL);
     float bad[DIM] = {1, NAN, 0, 0};
     assert_int_equal(fixture_add(&f, N - 1, bad), KITH_EINVAL);

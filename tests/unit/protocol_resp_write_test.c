@@ -39,7 +39,7 @@ static void every_element(void **state)
     BOTH(resp_int(o, INT64_MAX), ":9223372036854775807\r\n", ":9223372036854775807\r\n");
     BOTH(resp_int(o, INT64_MIN), ":-9223372036854775808\r\n", ":-9223372036854775808\r\n");
     BOTH(resp_double(o, 1.5), "$3\r\n1.5\r\n", ",1.5\r\n");
-    BOTH(resp_double(o, 0.1), "$19\r\n0.10000000000000001\r\n", ",0.10000000000000001\r\n");
+    BOTH(resp_double(o, 0.1), "$3\r\n0.1\r\n", ",0.1\r\n");
     BOTH(resp_double(o, INFINITY), "$3\r\ninf\r\n", ",inf\r\n");
     BOTH(resp_double(o, -INFINITY), "$4\r\n-inf\r\n", ",-inf\r\n");
     BOTH(resp_double(o, NAN), "$3\r\nnan\r\n", ",nan\r\n");

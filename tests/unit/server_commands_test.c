@@ -39,6 +39,8 @@ static void check_row(const struct command *c, const struct command *parent)
         fail_msg("%s has keys and runs without the shard", name);
     if (c->run && !c->syntax)
         fail_msg("%s has no syntax", name);
+    if (c->syntax && strpbrk(c->syntax, "(){}"))
+        fail_msg("%s: groups stand in < >, not '%s'", name, c->syntax);
     /* A command of a fixed number of arguments cannot have optional ones, nor the reverse. */
     if (c->run && c->syntax && !c->subcommands) {
         bool open = strchr(c->syntax, '[') || strstr(c->syntax, "...");

@@ -25,6 +25,11 @@
 
 enum { DIM = 4 };
 
+/* Nothing here may fail because the machine is slow: a wait is long, for it only ends when what
+ * is waited for never comes, and an engine has all the time it wants unless its silence is the
+ * test. */
+enum { NEVER_MS = 600000, PATIENCE_MS = 100000 };
+
 /* --- the child --- */
 
 static void vector_of(struct slice text, float *v)
@@ -104,14 +109,15 @@ static int be_the_engine(const char *model)
         .max_bulk_bytes = 1 << 26, .max_request_bytes = 1 << 26, .authenticated = true};
     struct buf out;
     buf_init(&out);
-    alarm(30); /* a child told to hang must not outlive a test that failed */
+    alarm(300); /* a child told to hang must not outlive a test that failed */
     if (strcmp(model, "broken") == 0) {
         buf_append_str(&out, "*2\r\n$4\r\nFAIL\r\n$8\r\nno magic\r\n");
         say(&out);
         return 2;
     }
     if (strncmp(model, "slow:", 5) == 0)
-        clock_sleep_us(atoi(model + 5) * 1000);
+        while (access(model + 5, F_OK) != 0) /* until the parent makes the file */
+            clock_sleep_us(1000);
     say_ready(&out);
     struct resp_reader *reader = resp_reader_new();
     struct resp_request q;
@@ -143,7 +149,6 @@ struct call {
     char message[512];
     uint32_t n, dim;
     float vectors[64 * DIM];
-    int64_t asked_us, answered_us;
 };
 
 static void done(void *arg, const struct engine_answer *a)
@@ -155,7 +160,6 @@ static void done(void *arg, const struct engine_answer *a)
     call->dim = a->dim;
     if (a->code == 0)
         memcpy(call->vectors, a->vectors, (size_t)a->n * a->dim * sizeof(float));
-    call->answered_us = clock_mono_us();
     atomic_fetch_add(&call->answers, 1);
 }
 
@@ -178,13 +182,12 @@ static struct engine_link *open_link(const char *model, int64_t timeout_ms,
 static void ask(struct engine_link *l, struct call *call, const char *text)
 {
     struct slice s = slice_of(text);
-    call->asked_us = clock_mono_us();
     engine_embed(l, &s, 1, false, done, call);
 }
 
 static void wait_answer(struct call *call)
 {
-    for (int i = 0; i < 10000 && atomic_load(&call->answers) == 0; i++)
+    for (int i = 0; i < PATIENCE_MS && atomic_load(&call->answers) == 0; i++)
         clock_sleep_us(1000);
     assert_int_equal(atomic_load(&call->answers), 1);
 }
@@ -192,7 +195,7 @@ static void wait_answer(struct call *call)
 static void wait_up(struct engine_link *l)
 {
     struct engine_model m;
-    for (int i = 0; i < 10000 && !engine_link_model(l, &m); i++)
+    for (int i = 0; i < PATIENCE_MS && !engine_link_model(l, &m); i++)
         clock_sleep_us(1000);
     assert_true(engine_link_model(l, &m));
 }
@@ -210,10 +213,10 @@ static void texts_become_vectors(void **state)
 {
     (void)state;
     struct err e = {0};
-    struct engine_link *l = open_link("good", 5000, 100000);
+    struct engine_link *l = open_link("good", NEVER_MS, 100000);
     static struct call early, many;
     ask(l, &early, "before it is ready"); /* waits for the model */
-    assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+    assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), 0);
     struct engine_model m;
     assert_true(engine_link_model(l, &m));
     assert_string_equal(m.name, "fake");
@@ -256,8 +259,8 @@ static void a_full_socket_loses_nothing(void **state)
     (void)state;
     enum { CALLS = 400, BYTES = 20000 };
     struct err e = {0};
-    struct engine_link *l = open_link("good", 5000, 10000000);
-    assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+    struct engine_link *l = open_link("good", NEVER_MS, 10000000);
+    assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), 0);
     struct call *calls = calloc(CALLS, sizeof *calls);
     char *text = malloc(BYTES + 1);
     for (int i = 0; i < CALLS; i++) {
@@ -280,23 +283,26 @@ static void a_full_socket_loses_nothing(void **state)
     engine_link_close(l);
 }
 
-static void dies(const char *text, const char *says, int64_t timeout_ms, int64_t within_ms)
+/* The engine dies of a text. All that wait are told, at once and not when they have waited for
+ * NEVER_MS; one that is silent is given silent_ms. */
+static void dies(const char *text, const char *says, int64_t silent_ms)
 {
     struct err e = {0};
-    struct engine_link *l = open_link("good", timeout_ms, 100000);
-    assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+    struct engine_link *l = open_link("good", NEVER_MS, 100000);
+    assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), 0);
     static struct call waiting, cause, after;
     memset(&waiting, 0, sizeof waiting);
     memset(&cause, 0, sizeof cause);
     memset(&after, 0, sizeof after);
+    engine_link_set_timeout(l, silent_ms);
     ask(l, &waiting, "SILENT");
     ask(l, &cause, text);
     wait_answer(&waiting);
+    engine_link_set_timeout(l, NEVER_MS); /* the next one is not to die */
     wait_answer(&cause);
     if (!strstr(waiting.message, says) || strncmp(waiting.message, "ENGINE ", 7) != 0)
         fail_msg("%s: %s", text, waiting.message);
     assert_string_equal(waiting.message, cause.message);
-    assert_true(waiting.answered_us - waiting.asked_us < within_ms * 1000);
     wait_up(l);
     ask(l, &after, "again");
     wait_answer(&after);
@@ -310,28 +316,28 @@ static void dies(const char *text, const char *says, int64_t timeout_ms, int64_t
 static void a_crash_is_answered_at_once(void **state)
 {
     (void)state;
-    dies("CRASH", "stopped (signal 9); it is being restarted, try again", 5000, 1000);
-    dies("EXIT", "stopped (exit status 7)", 5000, 1000);
+    dies("CRASH", "stopped (signal 9); it is being restarted, try again", NEVER_MS);
+    dies("EXIT", "stopped (exit status 7)", NEVER_MS);
 }
 
 static void nonsense_ends_the_engine(void **state)
 {
     (void)state;
-    dies("GARBAGE", "not the protocol", 5000, 1000);
+    dies("GARBAGE", "not the protocol", NEVER_MS);
 }
 
 static void silence_ends_the_engine(void **state)
 {
     (void)state;
-    dies("HANG", "did not answer for", 300, 300 + 1000 + 1000);
+    dies("HANG", "did not answer for", 300);
 }
 
 static void vectors_of_a_wrong_shape_are_refused(void **state)
 {
     (void)state;
     struct err e = {0};
-    struct engine_link *l = open_link("good", 5000, 100000);
-    assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+    struct engine_link *l = open_link("good", NEVER_MS, 100000);
+    assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), 0);
     static struct call call;
     ask(l, &call, "WRONG");
     wait_answer(&call);
@@ -342,7 +348,7 @@ static void vectors_of_a_wrong_shape_are_refused(void **state)
 static void a_poisoned_text_slows_restarts_down(void **state)
 {
     (void)state;
-    struct engine_link *l = open_link("good", 5000, 100000);
+    struct engine_link *l = open_link("good", NEVER_MS, 100000);
     int64_t from = clock_mono_us();
     for (int i = 0; i < 4; i++) {
         struct call call = {0};
@@ -351,10 +357,9 @@ static void a_poisoned_text_slows_restarts_down(void **state)
         wait_answer(&call);
         struct call refused = {0};
         ask(l, &refused, "while it is down");
-        if (atomic_load(&refused.answers) == 1) /* unless it is up again by now */
+        wait_answer(&refused);
+        if (refused.code != 0) /* unless it is up again by now */
             assert_non_null(strstr(refused.message, "the next start is tried in"));
-        else
-            wait_answer(&refused);
     }
     /* 100 + 200 + 400 ms lie between four crashes. */
     assert_true(clock_mono_us() - from > 650 * 1000);
@@ -365,15 +370,15 @@ static void a_broken_model_is_told_and_tried_again(void **state)
 {
     (void)state;
     struct err e = {0};
-    struct engine_link *l = open_link("broken", 5000, 100000);
-    assert_int_equal(engine_link_wait_ready(l, 5000, &e), KITH_ECLOSED);
+    struct engine_link *l = open_link("broken", NEVER_MS, 100000);
+    assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), KITH_ECLOSED);
     assert_non_null(strstr(e.message, "no magic"));
     static struct call call;
     ask(l, &call, "text");
     wait_answer(&call);
     assert_non_null(strstr(call.message, "no magic"));
     struct engine_stats stats = {0};
-    for (int i = 0; i < 3000 && stats.restarts < 2; i++) {
+    for (int i = 0; i < PATIENCE_MS && stats.restarts < 2; i++) {
         clock_sleep_us(1000);
         engine_link_stats(l, &stats);
     }
@@ -384,7 +389,7 @@ static void a_broken_model_is_told_and_tried_again(void **state)
                                     .queue_tokens = 1000,
                                     .timeout_ms = 1000};
     assert_int_equal(engine_link_open(&l, &o, &e), 0);
-    assert_int_equal(engine_link_wait_ready(l, 5000, &e), KITH_ECLOSED);
+    assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), KITH_ECLOSED);
     assert_non_null(strstr(e.message, "/nowhere/kith-engine"));
     engine_link_close(l);
 }
@@ -392,27 +397,37 @@ static void a_broken_model_is_told_and_tried_again(void **state)
 static void nobody_waits_for_a_slow_load(void **state)
 {
     (void)state;
-    struct engine_link *l = open_link("slow:900", 200, 100000);
+    char dir[] = "/tmp/kith-engine-link-XXXXXX", go[64], model[80];
+    assert_non_null(mkdtemp(dir));
+    snprintf(go, sizeof go, "%s/go", dir);
+    snprintf(model, sizeof model, "slow:%s", go); /* loads until the file is there */
+    struct engine_link *l = open_link(model, 200, 100000);
     static struct call early, late, after;
     ask(l, &early, "early");
     wait_answer(&early);
-    assert_true(early.answered_us - early.asked_us < 800 * 1000);
     assert_non_null(strstr(early.message, "still loading"));
     ask(l, &late, "late");
     assert_int_equal(atomic_load(&late.answers), 1);
+    engine_link_set_timeout(l, NEVER_MS);
+    fclose(fopen(go, "w"));
     wait_up(l); /* it was not killed for being slow */
     ask(l, &after, "after");
     wait_answer(&after);
     assert_vectors(&after, "after");
+    struct engine_stats stats;
+    engine_link_stats(l, &stats);
+    assert_int_equal(stats.restarts, 0);
     engine_link_close(l);
+    unlink(go);
+    rmdir(dir);
 }
 
 static void the_queue_is_bounded(void **state)
 {
     (void)state;
     struct err e = {0};
-    struct engine_link *l = open_link("good", 5000, 10); /* 80 bytes */
-    assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+    struct engine_link *l = open_link("good", NEVER_MS, 10); /* 80 bytes */
+    assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), 0);
     static struct call first, second, third;
     char text[101];
     memset(text, 'x', 100);
@@ -434,17 +449,15 @@ static void closing_leaves_no_child(void **state)
     (void)state;
     for (int hang = 0; hang < 2; hang++) {
         struct err e = {0};
-        struct engine_link *l = open_link("good", 60000, 1000);
-        assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+        struct engine_link *l = open_link("good", NEVER_MS, 1000);
+        assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), 0);
         struct engine_stats stats;
         engine_link_stats(l, &stats);
         static struct call call;
         memset(&call, 0, sizeof call);
         if (hang)
             ask(l, &call, "HANG");
-        int64_t from = clock_mono_us();
-        engine_link_close(l);
-        assert_true(clock_mono_us() - from < 3000 * 1000);
+        engine_link_close(l); /* and not when a hanging one has had its NEVER_MS */
         assert_int_equal(kill(stats.pid, 0), -1);
         if (hang)
             assert_int_equal(atomic_load(&call.answers), 1);
@@ -455,8 +468,8 @@ static void running_out_of_memory_answers_too(void **state)
 {
     (void)state;
     struct err e = {0};
-    struct engine_link *l = open_link("good", 60000, 100000);
-    assert_int_equal(engine_link_wait_ready(l, 5000, &e), 0);
+    struct engine_link *l = open_link("good", NEVER_MS, 100000);
+    assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), 0);
     for (long n = 1; n <= 4; n++) {
         struct call call = {0};
         mem_fail_after(n);

@@ -75,7 +75,7 @@ static void slow_commands_are_kept_newest_first(void **state)
     slowlog_free(s);
 }
 
-static void secrets_and_long_arguments_are_cut(void **state)
+static void secrets_and_long_arguments_are_cut_and_notes_added(void **state)
 {
     (void)state;
     struct slowlog *s = slowlog_new(config);
@@ -103,6 +103,25 @@ static void secrets_and_long_arguments_are_cut(void **state)
     assert_log(s, -1,
                "4:1 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 "
                "27 28 29 30 ... (3 more arguments) 127.0.0.1:1234 \n");
+    slowlog_reset(s);
+    client_note(&conn.client, "looked at %d", 7); /* behind whatever was cut */
+    note(s, 1, "VSIM v");
+    note(s, 2,
+         "0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 "
+         "31 32");
+    assert_log(s, -1,
+               "6:2 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 "
+               "27 28 29 30 ... (2 more arguments) [looked at 7] 127.0.0.1:1234 \n"
+               "5:1 VSIM v [looked at 7] 127.0.0.1:1234 \n");
+    slowlog_reset(s);
+    memset(line, 'y', 199);
+    line[199] = '\0';
+    client_note(&conn.client, "%s", line);
+    note(s, 1, "GET a");
+    line[CLIENT_NOTE_BYTES] = '\0';
+    snprintf(want, sizeof want, "7:1 GET a [%s] 127.0.0.1:1234 \n", line);
+    assert_log(s, -1, want);
+    conn.client.note[0] = '\0';
     for (long n = 1; n < 6; n++) { /* out of memory: nothing is kept, nothing is lost */
         mem_fail_after(n);
         note(s, 1, "SET a b");
@@ -211,7 +230,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(slow_commands_are_kept_newest_first),
-        cmocka_unit_test(secrets_and_long_arguments_are_cut),
+        cmocka_unit_test(secrets_and_long_arguments_are_cut_and_notes_added),
         cmocka_unit_test(totals_add_up_over_threads),
         cmocka_unit_test(error_codes_are_bounded),
     };

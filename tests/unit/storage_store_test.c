@@ -154,6 +154,9 @@ static int checkpoint(struct store *s, struct rng *r, struct model *m, bool comm
         *m = next;
         rc = store_refresh(s, e);
         store_refreshed(s);
+        uint64_t left;
+        if (rc == 0 && rng_below(r, 2))
+            rc = store_trim(s, 0, &left, e);
     }
     return rc;
 }
@@ -444,12 +447,84 @@ static void test_little_address_space(void **unused)
     test_remove(dir);
 }
 
+static uint64_t blocks_bytes(const char *dir)
+{
+    char path[128];
+    struct stat st;
+    snprintf(path, sizeof path, "%s/store/data.mdb", dir);
+    assert_int_equal(stat(path, &st), 0);
+    return (uint64_t)st.st_blocks * 512;
+}
+
+static void put_large(struct store *s, uint32_t n, char fill)
+{
+    static char value[64 * 1024];
+    struct store_write *w;
+    struct err e = {0};
+    memset(value, fill, sizeof value);
+    assert_ok(store_begin(s, &w, &e));
+    for (uint32_t i = 0; i < n; i++)
+        assert_ok(store_put(w, STORE_BLOBS, 7, i, value, sizeof value - i, &e));
+    assert_ok(store_commit(w, 1, 1, &e));
+    assert_ok(store_refresh(s, &e));
+    store_refreshed(s);
+}
+
+/* What rewriting frees is given back, and nothing else. */
+static void test_trim(void **unused)
+{
+    (void)unused;
+    enum { N = 100 };
+    char dir[64];
+    struct store *s;
+    struct err e = {0};
+    test_dir_make(dir);
+    assert_ok(store_open(&s, dir, &small, &e));
+    for (char fill = 'a'; fill < 'f'; fill++)
+        put_large(s, N, fill);
+    uint64_t before = blocks_bytes(dir), live = (uint64_t)N * 64 * 1024, left;
+    assert_ok(store_trim(s, (uint64_t)1 << 30, &left, &e));
+    assert_true(left == 0 && blocks_bytes(dir) == before);
+    assert_ok(store_trim(s, live / 8, &left, &e));
+    /* The newest commit and the one before it stay. */
+    uint64_t after = blocks_bytes(dir);
+    assert_true(before > 2 * live + live / 2 && after < 2 * live + live / 4 && after > live);
+    assert_true(left > live / 2 && left < live + live / 4);
+    struct store_write *w;
+    assert_ok(store_begin(s, &w, &e));
+    assert_ok(store_commit(w, 1, 2, &e));
+    assert_ok(store_refresh(s, &e));
+    store_refreshed(s);
+    assert_ok(store_trim(s, live / 8, &left, &e));
+    assert_true(left < live / 8 && blocks_bytes(dir) < live + live / 4);
+    for (int round = 0; round < 2; round++) {
+        struct buf b;
+        buf_init(&b);
+        for (uint32_t i = 0; i < N; i++) {
+            buf_clear(&b);
+            assert_ok(store_get(s, STORE_BLOBS, 7, i, &b, &e));
+            assert_int_equal(b.len, 64 * 1024 - i);
+            assert_true(b.data[0] == 'e' && b.data[b.len - 1] == 'e');
+        }
+        buf_deinit(&b);
+        store_close(s);
+        assert_int_equal(store_check(dir, note, dir, &e), 0);
+        assert_ok(store_open(&s, dir, &small, &e));
+    }
+    store_close(s);
+    test_remove(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_model),          cmocka_unit_test(test_failed_calls),
-        cmocka_unit_test(test_damaged_copies), cmocka_unit_test(test_cut_while_open),
-        cmocka_unit_test(test_cut_under_lmdb), cmocka_unit_test(test_little_address_space),
+        cmocka_unit_test(test_trim),
+        cmocka_unit_test(test_model),
+        cmocka_unit_test(test_failed_calls),
+        cmocka_unit_test(test_damaged_copies),
+        cmocka_unit_test(test_cut_while_open),
+        cmocka_unit_test(test_cut_under_lmdb),
+        cmocka_unit_test(test_little_address_space),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -470,7 +470,7 @@ static void test_no_room(void **unused)
             assert_int_equal(wal_flush(w, &e), KITH_ENOSPC);
         assert_int_equal(wal_released(w), before);
         fault_disarm();
-        for (int i = 0; i < 2000 && wal_reserve(w, 10, 1, &e) != 0; i++)
+        for (int i = 0; i < 60000 && wal_reserve(w, 10, 1, &e) != 0; i++)
             clock_sleep_us(1000);
         assert_ok(append_one(w, 1000, &e));
         assert_ok(wal_sync_to(w, wal_last(w), &e));
