@@ -343,18 +343,45 @@ static enum command_result run_memory_usage(struct client *c)
     return COMMAND_DONE;
 }
 
-static enum command_result run_debug_digest(struct client *c)
+static void reply_digest(struct client *c, const uint64_t digest[2])
 {
-    uint64_t digest[2];
-    struct err e = {0};
-    if (shard_digest(c->server->shard, digest, &e) != 0) {
-        reply_err(c, &e);
-        return COMMAND_DONE;
-    }
     char hex[41];
     snprintf(hex, sizeof hex, "00000000%016llx%016llx", (unsigned long long)digest[0],
              (unsigned long long)digest[1]);
     resp_simple(c->out, hex);
+}
+
+static enum command_result run_debug_digest(struct client *c)
+{
+    uint64_t digest[2];
+    struct err e = {0};
+    if (shard_digest(c->server->shard, digest, &e) != 0)
+        reply_err(c, &e);
+    else
+        reply_digest(c, digest);
+    return COMMAND_DONE;
+}
+
+/* Of a key that is not there: zeros, as Redis has it. */
+static enum command_result run_debug_digest_value(struct client *c)
+{
+    struct err e = {0};
+    uint64_t(*digests)[2] = arena_alloc(c->arena, (size_t)c->argc * sizeof *digests);
+    if (!digests) {
+        resp_error(c->out, "OOM out of memory for the digests");
+        return COMMAND_DONE;
+    }
+    for (int i = 2; i < c->argc; i++) {
+        struct key *k = keyspace_find(data_keyspace(c), c->db, c->argv[i], data_now_ms(c));
+        digests[i][0] = digests[i][1] = 0;
+        if (k && shard_digest_value(c->server->shard, k, digests[i], &e) != 0) {
+            reply_err(c, &e);
+            return COMMAND_DONE;
+        }
+    }
+    resp_array(c->out, (uint64_t)c->argc - 2);
+    for (int i = 2; i < c->argc; i++)
+        reply_digest(c, digests[i]);
     return COMMAND_DONE;
 }
 
@@ -386,6 +413,10 @@ static const struct command debug_subcommands[] = {
     {"digest", 2, CMD_ADMIN | CMD_READONLY, 0, 0, 0, run_debug_digest, NULL, NULL, "server",
      "1.0.0", "O(N) with N all elements of all keys",
      "Returns a digest of all data: equal data gives equal digests.", ""},
+    {"digest-value", -3, CMD_ADMIN | CMD_READONLY, 2, -1, 1, run_debug_digest_value, NULL, NULL,
+     "server", "5.0.0", "O(N) with N the elements of the keys",
+     "Returns a digest of the value of each key, zeros for one that is not there.",
+     "key [key ...]"},
     {"reload", 2, CMD_ADMIN | CMD_READONLY | CMD_NO_MULTI, 0, 0, 0, run_debug_reload, NULL,
      NULL, "server", "1.0.0", "O(N) with N the number of keys",
      "Makes a checkpoint and loads all data from it again.", ""},

@@ -8,11 +8,14 @@
 
 #include "base/clock.h"
 #include "server/data.h"
+#include "server/net.h"
 #include "server/recall.h"
 #include "server/search_args.h"
 #include "server/server.h"
 #include "server/shard_parts.h"
 #include "server/vector_args.h"
+
+enum { LONG_SCAN_BYTES = 32 << 20, LONG_WALK_EF = 2000 };
 
 static void reply_results(struct client *c, const struct search_args *s,
                           const struct vset_answer *a)
@@ -135,6 +138,18 @@ static void search_and_reply(struct client *c, void *arg)
     vset_unref(s->set);
 }
 
+/* Whether it may well keep a thread for more than some milliseconds: a scan of megabytes, or a
+ * walk many times as wide as usual. */
+static bool takes_long(const struct search_args *s)
+{
+    const struct vset_query *q = &s->q;
+    const struct index_params *p = &vset_params(s->set)->index;
+    bool scan = q->exact || q->filter || p->kind == INDEX_FLAT;
+    uint64_t bytes = (uint64_t)vset_count(s->set) * index_code_stride(p) * q->n_vectors;
+    uint64_t wide = (uint64_t)(q->ef > q->count ? q->ef : q->count) * q->n_vectors;
+    return (scan && bytes > LONG_SCAN_BYTES) || wide > LONG_WALK_EF || q->has_radius;
+}
+
 static enum command_result run_search(struct client *c,
                                       bool (*parse)(struct client *c, struct vset *set,
                                                     struct search_args *a))
@@ -154,7 +169,13 @@ static enum command_result run_search(struct client *c,
     if (!parse(c, k->vset, s))
         return COMMAND_DONE;
     vset_ref(s->set);
-    return client_offload(c, search_and_reply, s);
+    if (s->no_thread) {
+        worker_leave_shard(c);
+        search_and_reply(c, s);
+        return COMMAND_DONE;
+    }
+    return takes_long(s) ? client_offload_long(c, search_and_reply, s)
+                         : client_offload(c, search_and_reply, s);
 }
 
 static enum command_result run_vsim(struct client *c)

@@ -361,10 +361,11 @@ static bool parse_flag(struct parse *p, struct slice o)
         a->q.exact = true;
     else if (slice_is(o, "EXPLAIN"))
         a->explain = true;
+    else if (slice_is(o, "NOTHREAD"))
+        a->no_thread = true;
     else
-        /* Where a search runs is the server's to know (client_offload); the engine was told of
-         * TRUNCATE when the command was read. */
-        return slice_is(o, "NOTHREAD") || (slice_is(o, "TRUNCATE") && p->text);
+        /* The engine was told of TRUNCATE when the command was read. */
+        return slice_is(o, "TRUNCATE") && p->text;
     return true;
 }
 

@@ -16,7 +16,7 @@ struct search_args {
     struct vset *set;
     struct vset_query q;
     struct filter *filter; /* q.filter, owned */
-    bool with_scores, with_attributes, explain, ef_auto;
+    bool with_scores, with_attributes, explain, ef_auto, no_thread;
     double target; /* of EF AUTO */
     bool offer;    /* the vector is worth sampling: one, and no filter */
 };

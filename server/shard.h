@@ -96,9 +96,12 @@ int shard_checkpoint_done(struct shard *s, uint64_t ticket, struct err *e);
 struct waitlist;
 struct waitlist *shard_checkpoint_waiters(struct shard *s);
 
-/* DEBUG. An order-independent digest of all data; and: everything again from the store, which
- * returns 1 when done, 0 when the client was parked until a checkpoint is made, or an error. */
+/* DEBUG. An order-independent digest of all data, or of the value of one key; and: everything
+ * again from the store, which returns 1 when done, 0 when the client was parked until a
+ * checkpoint is made, or an error. */
 int shard_digest(struct shard *s, uint64_t out[2], struct err *e);
+struct key;
+int shard_digest_value(struct shard *s, struct key *k, uint64_t out[2], struct err *e);
 int shard_reload(struct shard *s, struct client *c, struct err *e);
 
 /* Offline: everything of a data directory, nothing is changed. Returns the number of findings

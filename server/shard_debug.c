@@ -35,16 +35,10 @@ static void digest_set(struct digest *d, struct vset *v)
     buf_u64(&d->b, elements[1]);
 }
 
-static void digest_key(void *arg, struct key *k)
+static void digest_value(struct digest *d, const struct key *k)
 {
-    struct digest *d = arg;
-    if (d->rc != 0 || (k->expire_ms && k->expire_ms <= d->s->now_ms))
-        return;
-    buf_clear(&d->b);
-    buf_u8(&d->b, k->db);
     buf_u8(&d->b, k->type);
     buf_u64(&d->b, (uint64_t)k->expire_ms);
-    buf_bytes(&d->b, k->name, k->name_n);
     if (k->type == OBJECT_STRING)
         buf_append(&d->b, k->string->data, k->string->n);
     else
@@ -53,6 +47,27 @@ static void digest_key(void *arg, struct key *k)
         d->rc = err_set(d->e, KITH_ENOMEM, "out of memory");
     d->out[0] ^= hash64_seed(d->b.data, d->b.len, 1);
     d->out[1] ^= hash64_seed(d->b.data, d->b.len, 2);
+}
+
+static void digest_key(void *arg, struct key *k)
+{
+    struct digest *d = arg;
+    if (d->rc != 0 || (k->expire_ms && k->expire_ms <= d->s->now_ms))
+        return;
+    buf_clear(&d->b);
+    buf_u8(&d->b, k->db);
+    buf_bytes(&d->b, k->name, k->name_n);
+    digest_value(d, k);
+}
+
+int shard_digest_value(struct shard *s, struct key *k, uint64_t out[2], struct err *e)
+{
+    struct digest d = {.s = s, .e = e};
+    digest_value(&d, k);
+    buf_deinit(&d.b);
+    out[0] = d.out[0];
+    out[1] = d.out[1];
+    return d.rc;
 }
 
 int shard_digest(struct shard *s, uint64_t out[2], struct err *e)

@@ -11,13 +11,13 @@ import random
 import pytest
 
 import vset_oracle
-from kithtest import Maker, ReplyError, Wire, scaled
+from kithtest import LONG, Maker, ReplyError, Wire, scaled
 from vset_oracle import Oracle
 from vset_random import STRING_KEY, Generator
 
 SEED = int(os.environ.get("KITH_SEED", 0)) or random.SystemRandom().randrange(1, 2**31)
 PORT = int(os.environ.get("KITH_ORACLE_PORT", 0))
-CALLS = scaled(1000, 150)
+CALLS = scaled(10000 if LONG else 1000, 150)
 
 READERS = ["VSIM", "VCARD", "VDIM", "VEMB", "VLINKS", "VINFO", "VGETATTR", "VRANDMEMBER"]
 READERS += ["VISMEMBER", "VRANGE"]

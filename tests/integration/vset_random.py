@@ -173,7 +173,7 @@ class Generator:
             elif x < 0.55 and not self.redis:
                 words[at] = self.r.choice(NOT_FINITE)
             elif x < 0.75:
-                n = self.r.choice([self.odd_integer(), b"32769", str(dim + 1).encode()])
+                n = self.r.choice([self.odd_integer(), b"65537", str(dim + 1).encode()])
             else:
                 words.pop()
         return [self.case(b"VALUES"), n, *words]

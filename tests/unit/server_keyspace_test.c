@@ -150,7 +150,8 @@ static void test_checkpoints_hold_the_state_at_the_freeze(void **state)
     w->store = mem_calloc(IDS, sizeof *w->store);
     w->writing = mem_calloc(IDS, sizeof *w->writing);
     rng_seed(&w->r, unit_seed());
-    w->ks = keyspace_new(&(struct keyspace_hooks){.vset_drop = no_vset, .vset_place = no_place});
+    w->ks =
+        keyspace_new(&(struct keyspace_hooks){.vset_drop = no_vset, .vset_place = no_place});
     for (int step = 0; step < STEPS; step++) {
         change(w);
         if (!w->freezing && rng_below(&w->r, 200) == 0) {
@@ -182,7 +183,8 @@ static void test_expiry_order(void **state)
     (void)state;
     struct rng r;
     rng_seed(&r, unit_seed());
-    struct keyspace *ks = keyspace_new(&(struct keyspace_hooks){.vset_drop = no_vset, .vset_place = no_place});
+    struct keyspace *ks =
+        keyspace_new(&(struct keyspace_hooks){.vset_drop = no_vset, .vset_place = no_place});
     char text[16];
     for (uint32_t i = 0; i < NAMES; i++) {
         struct key *k = keyspace_create(ks, i % KEYSPACE_DBS, name_of(i, text));
@@ -206,7 +208,8 @@ static void test_expiry_order(void **state)
 static void test_versions_for_watch(void **state)
 {
     (void)state;
-    struct keyspace *ks = keyspace_new(&(struct keyspace_hooks){.vset_drop = no_vset, .vset_place = no_place});
+    struct keyspace *ks =
+        keyspace_new(&(struct keyspace_hooks){.vset_drop = no_vset, .vset_place = no_place});
     char text[16];
     struct key *k = keyspace_create(ks, 0, name_of(1, text));
     key_set_string(ks, k, blob_new("a", 1));
