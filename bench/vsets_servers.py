@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 
@@ -108,10 +109,12 @@ class Kith(Tcp):
             return w.cmd(*words)
 
     def save(self):
-        """A checkpoint, so that memory and file are at rest."""
+        """A checkpoint, so that memory and file are at rest: what it freed the server gives back
+        by itself, a moment after it."""
         reply = self.cmd("SAVE")
         if reply != "OK":
             sys.exit(f"SAVE answered {reply!r}")
+        time.sleep(3)
 
     def memory(self):
         return all_told(self.server.pid, self.server.data)
@@ -288,7 +291,7 @@ def all_told(pid, data):
     out["store_cached"] = cached_bytes(store)
     out["total"] = out["process"] + out["store_cached"]
     out["with_log"] = out["total"] + sum(cached_bytes(p) for p in (data / "wal").iterdir())
-    out["store_file"] = store.stat().st_size
+    out["store_file"] = store.stat().st_blocks * 512  # the room it takes; free pages are holes
     out["store_live"] = lmdb_live_bytes(store)
     return out
 

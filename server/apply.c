@@ -104,8 +104,10 @@ void shard_drop_vset(void *arg, struct vset *v)
     struct shard *s = arg;
     vset_mark_dropped(v);
     s->n_vectors -= vset_count(v);
-    if (!s->keep_stored)
+    if (!s->keep_stored) {
+        vset_mark_gone(v);
         checkpoint_purge_later(s, vset_id(v));
+    }
     vset_unref(v);
 }
 

@@ -125,7 +125,9 @@ static void search_and_reply(struct client *c, void *arg)
     if (rc == 0 && (!store_healthy(store) || !vset_healthy(s->set)))
         rc = err_set(&e, KITH_ECORRUPT, "the data file is damaged, see the log and kith-check");
     note(c, &a.account);
-    if (rc != 0)
+    if (vset_gone(s->set))
+        resp_array(c->out, 0); /* as if the key had been gone before */
+    else if (rc != 0)
         reply_err(c, &e);
     else if (s->explain)
         reply_explained(c, s, &a, clock_mono_us() - start_us);

@@ -344,6 +344,8 @@ static void raise_gate(struct connection *conn)
     uint64_t gate = shard_leave(conn->client.server->shard);
     if (gate > conn->batch_gate)
         conn->batch_gate = gate;
+    /* A read may have removed what expired, and then it waits for the log too. */
+    conn->client.worker->wrote |= conn->batch_gate > shard_released(conn->client.server->shard);
 }
 
 enum command_result dispatch_in_shard(struct connection *conn, unsigned flags, size_t bytes,
@@ -364,8 +366,7 @@ enum command_result dispatch_in_shard(struct connection *conn, unsigned flags, s
     if (result == COMMAND_OFFLOADED)
         return result; /* it showed nothing yet */
     raise_gate(conn);  /* also when nothing was written, and a search gave the shard back */
-    /* A read may have removed what expired, and then it waits for the log too. */
-    w->wrote |= (flags & CMD_WRITE) != 0 || conn->batch_gate > shard_released(shard);
+    w->wrote |= (flags & CMD_WRITE) != 0;
     return result;
 }
 

@@ -12,9 +12,9 @@
  * Rejected: one index for the whole connection, which starves exactly there; one mark a reply,
  * which costs memory a reply and lets nothing go earlier, for one flush serves the whole batch.
  *
- * Which index that is, is the dispatcher's to know (net.h): the newest at the moment the command
- * leaves the shard, and for a search that had left it before, the newest once it has been
- * entered again after the search.
+ * Which index that is, is the dispatcher's to know (net.h): the newest at the moment the
+ * command leaves the shard, and for a search that had left it before, the newest once it has
+ * been entered again after the search.
  *
  * It knows no log and no socket: indexes and offsets only. Thread: one owner. */
 

@@ -148,15 +148,17 @@ static void info_stats(struct info *i)
                "\r\n"
                "instantaneous_ops_per_sec:%.0f\r\ntotal_net_input_bytes:%" PRIu64 "\r\n"
                "total_net_output_bytes:%" PRIu64 "\r\nrejected_connections:%" PRIu64 "\r\n"
-               "expired_keys:%" PRIu64 "\r\nevicted_keys:0\r\nkeyspace_hits:%" PRIu64
-               "\r\nkeyspace_misses:%" PRIu64 "\r\npubsub_channels:0\r\npubsub_patterns:0\r\n"
+               "expired_keys:%" PRIu64 "\r\nexpired_elements:%" PRIu64
+               "\r\nevicted_keys:0\r\nkeyspace_hits:%" PRIu64 "\r\nkeyspace_misses:%" PRIu64
+               "\r\npubsub_channels:0\r\npubsub_patterns:0\r\n"
                "latest_fork_usec:0\r\ntotal_forks:0\r\ntotal_error_replies:%" PRIu64 "\r\n"
                "searches_offloaded:%" PRIu64 "\r\n",
                since(i->net.connections_received, &r->connections),
                since(i->net.commands_processed, &r->commands), i->net.ops_per_second,
                since(i->net.bytes_in, &r->bytes_in), since(i->net.bytes_out, &r->bytes_out),
                since(i->net.rejected_connections, &r->rejected), i->shard.expired_keys,
-               i->shard.hits, i->shard.misses, since(i->net.error_replies, &r->errors),
+               i->shard.expired_elements, i->shard.hits, i->shard.misses,
+               since(i->net.error_replies, &r->errors),
                since(i->net.searches_offloaded, &r->offloaded));
 }
 

@@ -66,6 +66,16 @@ void vset_mark_dropped(struct vset *v)
     atomic_store(&v->dropped, true);
 }
 
+void vset_mark_gone(struct vset *v)
+{
+    atomic_store(&v->gone, true);
+}
+
+bool vset_gone(struct vset *v)
+{
+    return atomic_load(&v->gone);
+}
+
 bool vset_dropped(struct vset *v)
 {
     return atomic_load(&v->dropped);

@@ -94,6 +94,10 @@ struct vset *vset_ref(struct vset *v);
 void vset_unref(struct vset *v); /* not inside an epoch bracket */
 /* The key is gone: nothing of it need be linked or written any more. */
 void vset_mark_dropped(struct vset *v);
+/* And its arrays may be deleted from the store from now on: what a search that still runs has
+ * read of them may be anything, and its answer must not be shown. */
+void vset_mark_gone(struct vset *v);
+bool vset_gone(struct vset *v);
 bool vset_dropped(struct vset *v);
 
 uint32_t vset_id(const struct vset *v);

@@ -114,7 +114,7 @@ struct order;
 
 struct vset {
     _Atomic uint32_t refs;
-    _Atomic bool dropped;
+    _Atomic bool dropped, gone;
     struct vset_place places[VSET_QUEUE_KINDS]; /* the lock of each queue */
     pthread_mutex_t owner;
     uint32_t id;
