@@ -108,6 +108,8 @@ static int punch(int fd, uint64_t page, uint64_t n)
 
 static int punch_runs(struct free_pages *f, int fd, uint64_t n_file_pages, struct err *e)
 {
+    if (f->n == 0)
+        return 0;
     qsort(f->pages, f->n, sizeof *f->pages, by_number);
     for (size_t i = 0, end; i < f->n; i = end) {
         for (end = i + 1; end < f->n && f->pages[end] == f->pages[end - 1] + 1; end++)
