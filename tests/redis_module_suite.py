@@ -27,8 +27,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 NOT_RUN = {
     # A class of the suite: why it is not run.
     "replication.ComprehensiveReplicationTest": "needs REPLICAOF and a second server",
-    "threading_config.ThreadingConfigTest": "needs the setting of Redis' module that turns its "
-    "threads off; kith has no such mode",
 }
 KNOWN = {
     # A class of the suite that is run and cannot pass: why.

@@ -75,7 +75,7 @@ def test_the_replayer_can_tell():
     assert steps == [(3, "SET a 1", ["OK"]), (6, "GET a", ["1"])]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/operations.md", "docs/design.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/vector-sets.md", "docs/operations.md", "docs/design.md"])
 def test_sessions_go_as_shown(make_server, model, page):
     path = ROOT / page
     steps = sessions(path.read_text()) if path.exists() else []
