@@ -281,8 +281,8 @@ def wait_queued(server, n):
     wait_until(lambda: int(server.info("engine")["engine_queued"]) == n, what=f"{n} texts to wait")
 
 
-def test_pipeline_is_answered_in_order_and_in_batches(text_server, protocol):
-    """Texts of one pipeline share batches, and every command sees those before it."""
+def test_pipeline_is_answered_in_order(text_server, protocol):
+    """Every command of a pipeline sees those before it, also while texts are computed."""
     n = scaled(200, 40)
     before = text_server.info("engine")
     requests = []
@@ -299,8 +299,9 @@ def test_pipeline_is_answered_in_order_and_in_batches(text_server, protocol):
     assert replies[2::3] == [b"%d" % i for i in range(n)]
     after = text_server.info("engine")
     texts = int(after["engine_texts"]) - int(before["engine_texts"])
-    batches = int(after["engine_batches"]) - int(before["engine_batches"])
-    assert texts == n and batches < n / 2, (texts, batches)
+    # How many share a batch is the engine's race between reading and computing; that they do is
+    # the unit test of its scheduler.
+    assert texts == n
 
 
 def test_slow_command_does_not_hold_up_others(text_server):
