@@ -43,7 +43,7 @@ static void prefetch_codes(struct index *x, const uint32_t *slots, uint32_t *ahe
         uint32_t slot = slots[*ahead];
         const struct code *c = slot < n_slots ? index_code_at(x, slot, NULL) : NULL;
         if (c)
-            index_prefetch_code(c, 0, x->arrays.codes->stride);
+            index_prefetch(c, 0, x->arrays.codes->stride);
     }
 }
 

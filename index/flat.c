@@ -67,7 +67,7 @@ static void scan_code(struct scan *c, uint32_t slot, const struct code *code)
         if (!scan_accepts(c, slot))
             return;
         if (!scan_is_dense(c))
-            index_prefetch_code(code, LINE, c->x->arrays.codes->stride);
+            index_prefetch(code, LINE, c->x->arrays.codes->stride);
     }
     c->slots[c->n] = slot;
     c->codes[c->n] = code;
@@ -124,7 +124,7 @@ int flat_scan(struct index *x, struct index_scratch *s, const struct code_query 
             const char *p = cursor_next(&ahead, e);
             if (!p)
                 return index_damage(e);
-            index_prefetch_code(p, 0, scan_is_dense(&c) ? stride : LINE);
+            index_prefetch(p, 0, scan_is_dense(&c) ? stride : LINE);
         }
         uint32_t slot = here.slot;
         const char *p = cursor_next(&here, e);
@@ -157,7 +157,7 @@ int tail_scan(struct index *x, struct index_scratch *s, const struct code_query 
         const struct code *code = index_code_at(x, slot, e);
         if (!code)
             return index_damage(e);
-        index_prefetch_code(code, LINE, x->arrays.codes->stride);
+        index_prefetch(code, LINE, x->arrays.codes->stride);
         scan_code(&c, slot, code);
     }
     scan_end(&c);

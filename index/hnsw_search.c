@@ -3,8 +3,9 @@
  * A search waits for memory: each expanded slot brings up to 2m codes from anywhere. So one
  * expansion first collects its unvisited links, asks for all their codes at once (prefetch),
  * and only then computes, four codes at a time; the list of the slot that will likely be next
- * is asked for at the same time. Candidates and results are heaps of (distance, slot) packed in
- * an integer.
+ * is asked for at the same time. They are asked for into the second-level cache, for the reason
+ * that flat.c gives (100,000 x 384 int8, ef 181: 165 us instead of 260). Candidates and results
+ * are heaps of (distance, slot) packed in an integer.
  *
  * Removed slots are still walked through until they are unlinked, and so are those a filter
  * rejects: they lead to others, but take no place among the results. So the graph stays as
@@ -19,22 +20,15 @@
  * and 20,000. */
 #include "index/hnsw.h"
 
-static inline void prefetch_code(const struct code *c, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i += 64)
-        __builtin_prefetch((const char *)c + i);
-}
-
 /* The distances of the m slots in s->slots. */
 static int batch_distances(struct index *x, struct index_scratch *s, const struct code_query *q,
                            uint32_t m, struct err *e)
 {
-    size_t bytes = CODE_HEADER_BYTES + code_bytes(x->params.quant, x->params.dim);
     for (uint32_t i = 0; i < m; i++) {
         s->codes[i] = index_code_at(x, s->slots[i], e);
         if (!s->codes[i])
             return index_damage(e);
-        prefetch_code(s->codes[i], bytes);
+        index_prefetch(s->codes[i], 0, x->arrays.codes->stride);
     }
     code_distances(q, s->codes, m, s->distances);
     s->n_visits += m;
@@ -47,8 +41,7 @@ static void prefetch_list(struct index *x, unsigned level, uint32_t slot)
         return;
     const char *p = records_at(x->arrays.links, slot, NULL);
     if (p)
-        for (uint32_t i = 0; i < x->arrays.links->stride && i < 512; i += 64)
-            __builtin_prefetch(p + i);
+        index_prefetch(p, 0, x->arrays.links->stride);
 }
 
 int hnsw_greedy(struct index *x, struct index_scratch *s, const struct code_query *q,

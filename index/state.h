@@ -104,11 +104,11 @@ static inline uint32_t index_scan_lead(const struct index *x)
     return AHEAD_BYTES / x->arrays.codes->stride + 1;
 }
 
-/* Asks for the lines of a code from byte `from` on, into the second-level cache. */
-static inline void index_prefetch_code(const void *code, uint32_t from, uint32_t bytes)
+/* Asks for the lines of a record from byte `from` on, into the second-level cache. */
+static inline void index_prefetch(const void *record, uint32_t from, uint32_t bytes)
 {
     for (uint32_t at = from; at < bytes; at += 64)
-        __builtin_prefetch((const char *)code + at, 0, 2);
+        __builtin_prefetch((const char *)record + at, 0, 2);
 }
 
 /* distances.c: the code of a slot that holds a vector; a query's own form of itself, in
