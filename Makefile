@@ -98,7 +98,7 @@ help:
 run: deps
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
 	@tools/model.sh q8_0
-	@PORT='$(PORT)' DIR='$(DIR)' tools/run.sh
+	@exec env PORT='$(PORT)' DIR='$(DIR)' tools/run.sh
 
 #: make test       every test: unit, integration, crash, fuzz corpora; ends with a count
 #:                 VARIANT=asan | tsan runs them under a sanitizer

@@ -67,6 +67,12 @@ static inline bool slice_equal(struct slice a, struct slice b)
 bool slice_is(struct slice s, const char *word);
 struct slice slice_of(const char *s);
 
+/* How many of its bytes a message quotes, for "%.*s": someone else chose its length. */
+static inline int slice_shown(struct slice s)
+{
+    return s.n < 64 ? (int)s.n : 64;
+}
+
 /* A growable byte buffer. An append that runs out of memory sets `failed` and changes nothing
  * else; a writer may append many times and look at `failed` once. */
 struct buf {

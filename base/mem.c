@@ -65,6 +65,17 @@ void *mem_realloc_n(void *p, size_t n, size_t bytes)
     return mem_mul_overflows(n, bytes, &total) ? NULL : mem_realloc(p, total);
 }
 
+void *mem_grow(void *array, size_t n, size_t *cap, size_t first, size_t bytes)
+{
+    if (n < *cap)
+        return array;
+    size_t more = *cap ? *cap * 2 : first;
+    void *grown = mem_realloc_n(array, more, bytes);
+    if (grown)
+        *cap = more;
+    return grown;
+}
+
 void *mem_alloc_aligned(size_t alignment, size_t bytes)
 {
     void *p = NULL;

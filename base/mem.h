@@ -15,6 +15,9 @@ void *mem_calloc(size_t n, size_t bytes);  /* n * bytes, zeroed; NULL also on ov
 void *mem_alloc_n(size_t n, size_t bytes); /* n * bytes; NULL also on overflow */
 void *mem_realloc(void *p, size_t bytes);  /* p is kept on failure */
 void *mem_realloc_n(void *p, size_t n, size_t bytes);
+/* The array with room for one more than its n items: where all *cap are taken, twice as many,
+ * or `first`. NULL when out of memory: then it is as it was. */
+void *mem_grow(void *array, size_t n, size_t *cap, size_t first, size_t bytes);
 void *mem_alloc_aligned(size_t alignment, size_t bytes); /* freed by mem_free */
 char *mem_strdup(const char *s);
 void *mem_dup(const void *p, size_t bytes);

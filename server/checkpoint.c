@@ -43,14 +43,11 @@ void checkpoint_set_dirty(void *arg, struct vset *v)
 int checkpoint_purge_reserve(struct shard *s)
 {
     struct checkpoint_state *c = &s->checkpoint;
-    if (c->n_purge + c->n_sets >= c->purge_cap) {
-        uint32_t cap = c->purge_cap ? c->purge_cap * 2 : 64;
-        uint32_t *purge = mem_realloc_n(c->purge, cap, sizeof *purge);
-        if (!purge)
-            return KITH_ENOMEM;
-        c->purge = purge;
-        c->purge_cap = cap;
-    }
+    uint32_t *purge =
+        mem_grow(c->purge, c->n_purge + c->n_sets, &c->purge_cap, 64, sizeof *purge);
+    if (!purge)
+        return KITH_ENOMEM;
+    c->purge = purge;
     c->n_sets++;
     return 0;
 }
@@ -82,18 +79,15 @@ struct round {          /* what one checkpoint took over */
 static int take_dirty(struct checkpoint_state *c, struct round *r, struct err *e)
 {
     int rc = 0;
-    uint32_t cap = 0;
+    size_t cap = 0;
     pthread_mutex_lock(&c->dirty_lock);
-    while (rc == 0 && c->dirty.first) {
-        if (r->n_sets == cap) {
-            cap = cap ? cap * 2 : 64;
-            struct vset **sets = mem_realloc_n(r->sets, cap, sizeof *sets);
-            if (!sets) {
-                rc = err_set(e, KITH_ENOMEM, "out of memory for a checkpoint");
-                break;
-            }
-            r->sets = sets;
+    while (c->dirty.first) {
+        struct vset **sets = mem_grow(r->sets, r->n_sets, &cap, 64, sizeof *sets);
+        if (!sets) {
+            rc = err_set(e, KITH_ENOMEM, "out of memory for a checkpoint");
+            break;
         }
+        r->sets = sets;
         r->sets[r->n_sets++] = vset_queue_pop(&c->dirty);
     }
     for (uint32_t i = 0; rc != 0 && i < r->n_sets; i++) {

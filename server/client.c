@@ -27,6 +27,16 @@ void reply_not_integer(struct client *c)
     resp_error(c->out, "ERR value is not an integer or out of range");
 }
 
+bool reply_invalid(struct client *c, const char *what, int at, const char *allowed)
+{
+    if (at >= c->argc)
+        resp_errorf(c->out, "ERR invalid %s: nothing follows it, it takes %s", what, allowed);
+    else
+        resp_errorf(c->out, "ERR invalid %s: '%.*s', it takes %s", what,
+                    slice_shown(c->argv[at]), c->argv[at].p, allowed);
+    return false;
+}
+
 /* A message that already begins with an error's code (ENGINE, OOM, MISCONF) keeps it. */
 static bool has_code(const char *message)
 {

@@ -52,6 +52,8 @@ struct client {
 void reply_wrong_type(struct client *c);
 void reply_syntax_error(struct client *c);
 void reply_not_integer(struct client *c);
+/* -ERR invalid <what>: argument `at`, which may be missing, and what it takes; false. */
+bool reply_invalid(struct client *c, const char *what, int at, const char *allowed);
 void reply_err(struct client *c,
                const struct err *e); /* -ERR message, or -OOM, -ENGINE by code */
 

@@ -95,7 +95,7 @@ static bool parse_expire_flags(struct client *c, unsigned *flags)
                         : slice_is(a, "LT") ? IF_LT
                                             : 0;
         if (!flag) {
-            resp_errorf(c->out, "ERR Unsupported option %.*s", (int)(a.n < 64 ? a.n : 64), a.p);
+            resp_errorf(c->out, "ERR Unsupported option %.*s", slice_shown(a), a.p);
             return false;
         }
         *flags |= flag;

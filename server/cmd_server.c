@@ -435,35 +435,17 @@ static const struct command module_subcommands[] = {
     HELP_ROW("5.0.0"),
     {.name = NULL}};
 
-static const struct command cluster_subcommands[] = {
-    {.name = "info",
-     .arity = 2,
-     .flags = CMD_LOADING,
-     .run = cmd_cluster,
-     .group = "cluster",
-     .since = "3.0.0",
-     .complexity = "O(1)",
-     .summary = "Refused: the server is no cluster node.",
-     .syntax = ""},
-    {.name = "slots",
-     .arity = 2,
-     .flags = CMD_LOADING,
-     .run = cmd_cluster,
-     .group = "cluster",
-     .since = "3.0.0",
-     .complexity = "O(1)",
-     .summary = "Refused: the server is no cluster node.",
-     .syntax = ""},
-    {.name = "shards",
-     .arity = 2,
-     .flags = CMD_LOADING,
-     .run = cmd_cluster,
-     .group = "cluster",
-     .since = "7.0.0",
-     .complexity = "O(1)",
-     .summary = "Refused: the server is no cluster node.",
-     .syntax = ""},
-    {.name = NULL}};
+#define CLUSTER_ROW(word, since_version)                                                       \
+    {                                                                                          \
+        .name = word, .arity = 2, .flags = CMD_LOADING, .run = cmd_cluster,                    \
+        .group = "cluster", .since = since_version, .complexity = "O(1)",                      \
+        .summary = "Refused: the server is no cluster node.", .syntax = ""                     \
+    }
+
+static const struct command cluster_subcommands[] = {CLUSTER_ROW("info", "3.0.0"),
+                                                     CLUSTER_ROW("slots", "3.0.0"),
+                                                     CLUSTER_ROW("shards", "7.0.0"),
+                                                     {.name = NULL}};
 
 const struct command server_commands[] = {
     {.name = "bgsave",

@@ -4,9 +4,11 @@
 
 /* EMBED's options stand before or after the texts; what stands after TEXTS is text whatever it
  * says: EMBED [FORMAT FP32 | FORMAT VALUES] [TRUNCATE] [TEXTS] text [text ...] [same options]
+ * Where an option may stand, FORMAT and a word that is no format is a mistake, not two texts.
  */
 struct embed {
-    int first, n;
+    int first, n; /* n 0: nothing to embed */
+    int bad;      /* the argument after FORMAT that is none, or 0 */
     bool fp32, truncate;
 };
 
@@ -35,16 +37,16 @@ static struct embed parse_embed(const struct slice *argv, int argc)
         o.n = end - o.first;
         return o;
     }
-    for (;;) {
-        if (end - 1 > o.first && slice_is(argv[end - 1], "TRUNCATE"))
-            end -= parse_option(argv, end - 1, end, &o);
-        else if (end - 2 > o.first && slice_is(argv[end - 2], "FORMAT") &&
-                 parse_option(argv, end - 2, end, &o))
-            end -= 2;
-        else
-            break;
+    if (o.first + 1 < end && slice_is(argv[o.first], "FORMAT"))
+        o.bad = o.first + 1;
+    for (int used = 1; used > 0 && !o.bad; end -= used) {
+        used = end - 1 > o.first ? parse_option(argv, end - 1, end, &o) : 0;
+        if (used == 0 && end - 2 > o.first && slice_is(argv[end - 2], "FORMAT")) {
+            used = parse_option(argv, end - 2, end, &o);
+            o.bad = used ? 0 : end - 1;
+        }
     }
-    o.n = end - o.first;
+    o.n = o.bad ? 0 : end - o.first;
     return o;
 }
 
@@ -59,6 +61,11 @@ static enum command_result run_embed(struct client *c)
 {
     struct embed o = parse_embed(c->argv, c->argc);
     const struct embedding *m = c->embedding;
+    if (o.bad) {
+        reply_invalid(c, "FORMAT", o.bad,
+                      "FP32 or VALUES; texts that read like options stand after TEXTS");
+        return COMMAND_DONE;
+    }
     if (o.n <= 0) {
         resp_error(c->out, "ERR EMBED takes at least one text after its options");
         return COMMAND_DONE;

@@ -16,38 +16,29 @@
 #include "server/server.h"
 #include "server/vector_args.h"
 
-enum { M_DEFAULT = 16, EF_BUILD_DEFAULT = 200, SHOWN_BYTES = 64 };
+enum { M_DEFAULT = 16, EF_BUILD_DEFAULT = 200 };
 
-static int shown(struct slice s)
-{
-    return (int)(s.n < SHOWN_BYTES ? s.n : SHOWN_BYTES);
-}
-
-static bool option_in_range(struct slice a, int64_t low, int64_t high, uint32_t *out)
+static bool parse_number(struct client *c, const char *option, struct slice a, int64_t low,
+                         int64_t high, uint32_t *out)
 {
     int64_t v;
-    if (!arg_int(a, &v) || v < low || v > high)
-        return false;
-    *out = (uint32_t)v;
-    return true;
+    if (arg_int(a, &v) && v >= low && v <= high) {
+        *out = (uint32_t)v;
+        return true;
+    }
+    resp_errorf(c->out, "ERR invalid %s: %lld to %lld are allowed, not '%.*s'", option,
+                (long long)low, (long long)high, slice_shown(a), a.p);
+    return false;
 }
 
 static bool parse_m(struct client *c, struct slice a, uint32_t *m)
 {
-    if (option_in_range(a, INDEX_M_MIN, INDEX_M_MAX, m))
-        return true;
-    resp_errorf(c->out, "ERR invalid M: %d to %d are allowed, not '%.*s'", INDEX_M_MIN,
-                INDEX_M_MAX, shown(a), a.p);
-    return false;
+    return parse_number(c, "M", a, INDEX_M_MIN, INDEX_M_MAX, m);
 }
 
 static bool parse_ef(struct client *c, struct slice a, uint32_t *ef)
 {
-    if (option_in_range(a, 1, INDEX_EF_MAX, ef))
-        return true;
-    resp_errorf(c->out, "ERR invalid EF: 1 to %d are allowed, not '%.*s'", INDEX_EF_MAX,
-                shown(a), a.p);
-    return false;
+    return parse_number(c, "EF", a, 1, INDEX_EF_MAX, ef);
 }
 
 /* --- what VADD and VMADD have in common --- */
@@ -121,20 +112,34 @@ static enum parsed parse_option(struct client *c, int *i, int end, struct add *a
 
 static bool options_fit(struct client *c, const struct add *a, const struct vset_params *p)
 {
+    static const char *const words[] = {
+        [INDEX_F32] = "NOQUANT", [INDEX_F16] = "F16", [INDEX_INT8] = "Q8", [INDEX_BIN] = "BIN"};
     bool quant_asked = a->has_quant || !p->declared, m_asked = a->has_m || !p->declared;
-    const char *wrong = NULL;
     if (quant_asked && a->quant != p->index.quant)
-        wrong = "ERR asked quantization mismatch with existing vector set";
+        resp_errorf(c->out,
+                    "ERR asked quantization mismatch with existing vector set: asked %s, the "
+                    "set has %s",
+                    words[a->quant], words[p->index.quant]);
     else if (m_asked && a->m != p->index.m)
-        wrong = "ERR asked M value mismatch with existing vector set";
-    if (wrong)
-        resp_error(c->out, wrong);
-    return !wrong;
+        resp_errorf(c->out,
+                    "ERR asked M value mismatch with existing vector set: asked %u, the set "
+                    "has %u",
+                    a->m, p->index.m);
+    else
+        return true;
+    return false;
 }
 
-static bool dim_mismatch(struct client *c, uint32_t got, uint32_t has)
+static bool dim_mismatch(struct client *c, uint32_t got, const struct vset_params *p)
 {
-    resp_errorf(c->out, "ERR Vector dimension mismatch - got %u but set has %u", got, has);
+    if (p->projection_dim)
+        resp_errorf(c->out,
+                    "ERR Vector dimension mismatch - got %u but set has %u: it takes REDUCE %u "
+                    "and vectors of %u",
+                    got, p->index.dim, p->index.dim, p->projection_dim);
+    else
+        resp_errorf(c->out, "ERR Vector dimension mismatch - got %u but set has %u", got,
+                    p->index.dim);
     return false;
 }
 
@@ -148,7 +153,7 @@ static bool vector_fits(struct client *c, const struct add *a, struct vector_arg
     if (!vector_arg_model_fits(c, vector, v))
         return false;
     if ((projected ? a->reduce : vector->dim) != p->index.dim)
-        return dim_mismatch(c, vector->dim, p->index.dim);
+        return dim_mismatch(c, vector->dim, p);
     if (!projected && a->reduce) {
         resp_error(c->out, "ERR cannot add projection to existing set without projection");
         return false;
@@ -231,6 +236,19 @@ struct vadd {
     const struct slice *attributes;
 };
 
+static bool bad_vadd_option(struct client *c, struct slice o)
+{
+    const char *why = "is none of CAS, NOQUANT, Q8, BIN, M, EF, EX, PX and SETATTR";
+    if (slice_is(o, "TRUNCATE"))
+        why = "goes with TEXT";
+    else if (slice_is(o, "M") || slice_is(o, "EF") || slice_is(o, "EX") || slice_is(o, "PX") ||
+             slice_is(o, "SETATTR"))
+        why = "takes a value, and nothing follows it";
+    resp_errorf(c->out, "ERR invalid option after element: '%.*s' %s", slice_shown(o), o.p,
+                why);
+    return false;
+}
+
 static bool parse_vadd(struct client *c, struct vadd *a)
 {
     int i = 2;
@@ -261,8 +279,7 @@ static bool parse_vadd(struct client *c, struct vadd *a)
         } else if (slice_is(c->argv[i], "TRUNCATE") && a->vector.text) {
             i++; /* The engine was told when the command was read. */
         } else {
-            resp_error(c->out, "ERR invalid option after element");
-            return false;
+            return bad_vadd_option(c, c->argv[i]);
         }
     }
     return true;
@@ -361,7 +378,7 @@ static bool parse_form(struct client *c, struct vmadd *a, int at)
         resp_errorf(c->out,
                     "ERR invalid vector specification: VMADD takes the number of dimensions "
                     "after VALUES n, 1 to %d, not '%.*s'",
-                    INDEX_DIM_MAX, shown(c->argv[at + 2]), c->argv[at + 2].p);
+                    INDEX_DIM_MAX, slice_shown(c->argv[at + 2]), c->argv[at + 2].p);
         return false;
     }
     a->n = (int)n;
@@ -375,13 +392,13 @@ static bool check_element(struct client *c, struct slice element,
     if (element.n > VSET_NAME_MAX) {
         resp_errorf(c->out,
                     "ERR element '%.*s...' has a name of %zu bytes, at most %d are allowed",
-                    shown(element), element.p, element.n, VSET_NAME_MAX);
+                    slice_shown(element), element.p, element.n, VSET_NAME_MAX);
         return false;
     }
     buf_clear(scratch);
     if (!attributes || attributes->n == 0 || attributes_encode(*attributes, scratch, &e) == 0)
         return true;
-    err_wrap(&e, "element '%.*s'", shown(element), element.p);
+    err_wrap(&e, "element '%.*s'", slice_shown(element), element.p);
     reply_err(c, &e);
     return false;
 }
@@ -408,7 +425,7 @@ static bool parse_records(struct client *c, struct vmadd *a)
             resp_errorf(c->out,
                         "ERR invalid vector specification: element '%.*s': REDUCE to %u "
                         "dimensions, but the vector has %u",
-                        shown(element), element.p, a->add.reduce, v->dim);
+                        slice_shown(element), element.p, a->add.reduce, v->dim);
             ok = false;
         }
     }
@@ -428,7 +445,7 @@ static bool parse_vmadd(struct client *c, struct vmadd *a)
             return false;
         if (parsed == PARSED_NOT_MINE) {
             resp_errorf(c->out, "ERR invalid option before FP32 or VALUES: '%.*s'",
-                        shown(c->argv[i]), c->argv[i].p);
+                        slice_shown(c->argv[i]), c->argv[i].p);
             return false;
         }
     }
@@ -450,7 +467,7 @@ static bool records_fit(struct client *c, struct vmadd *a, struct vset *v,
         struct slice element = c->argv[a->first + i * a->step];
         resp_errorf(c->out,
                     "ERR Vector dimension mismatch - got %u but set has %u: element '%.*s'",
-                    a->vectors[i].dim, given, shown(element), element.p);
+                    a->vectors[i].dim, given, slice_shown(element), element.p);
         return false;
     }
     if (v ? !options_fit(c, &a->add, vset_params(v)) || !vector_fits(c, &a->add, a->vectors, v)
@@ -546,8 +563,8 @@ static bool parse_word(struct client *c, int i, const struct word *words, int *v
         size_t n = strlen(allowed);
         snprintf(allowed + n, sizeof allowed - n, "%s%s", n ? " or " : "", w->text);
     }
-    resp_errorf(c->out, "ERR invalid %.*s: %s, not '%.*s'", shown(option), option.p, allowed,
-                shown(a), a.p);
+    resp_errorf(c->out, "ERR invalid %.*s: %s, not '%.*s'", slice_shown(option), option.p,
+                allowed, slice_shown(a), a.p);
     return false;
 }
 
@@ -567,7 +584,7 @@ static bool parse_model(struct client *c, struct slice name, struct vcreate *a)
     }
     if (!slice_equal(name, slice_of(m.name))) {
         resp_errorf(c->out, "ERR invalid MODEL: the engine runs '%s', not '%.*s'", m.name,
-                    shown(name), name.p);
+                    slice_shown(name), name.p);
         return false;
     }
     memcpy(a->model.name, m.name, sizeof a->model.name);
@@ -577,6 +594,9 @@ static bool parse_model(struct client *c, struct slice name, struct vcreate *a)
     return true;
 }
 
+#define VCREATE_OPTIONS                                                                        \
+    "DIM, METRIC, INDEX, QUANT, KEEP, M, EF and MODEL are allowed, each with a value"
+
 /* The option at argv[i] and its value after it. */
 static bool parse_vcreate_option(struct client *c, int i, struct vcreate *a)
 {
@@ -585,10 +605,7 @@ static bool parse_vcreate_option(struct client *c, int i, struct vcreate *a)
     int word = 0;
     bool ok;
     if (slice_is(o, "DIM")) {
-        ok = option_in_range(value, 1, INDEX_DIM_MAX, &p->dim);
-        if (!ok)
-            resp_errorf(c->out, "ERR invalid DIM: 1 to %d are allowed, not '%.*s'",
-                        INDEX_DIM_MAX, shown(value), value.p);
+        ok = parse_number(c, "DIM", value, 1, INDEX_DIM_MAX, &p->dim);
     } else if (slice_is(o, "METRIC")) {
         ok = parse_word(c, i + 1, metric_words, &word);
         p->metric = (enum index_metric)word;
@@ -608,10 +625,8 @@ static bool parse_vcreate_option(struct client *c, int i, struct vcreate *a)
     } else if (slice_is(o, "MODEL")) {
         ok = parse_model(c, value, a);
     } else {
-        resp_errorf(c->out,
-                    "ERR invalid VCREATE option '%.*s': DIM, METRIC, INDEX, QUANT, KEEP, M, EF "
-                    "and MODEL are allowed",
-                    shown(o), o.p);
+        resp_errorf(c->out, "ERR invalid VCREATE option '%.*s': " VCREATE_OPTIONS,
+                    slice_shown(o), o.p);
         ok = false;
     }
     return ok;
@@ -628,8 +643,8 @@ static bool parse_vcreate(struct client *c, struct vcreate *a)
     uint32_t *dim = &a->params.index.dim;
     for (int i = 2; i < c->argc; i += 2) {
         if (i + 1 >= c->argc) {
-            resp_errorf(c->out, "ERR VCREATE option '%.*s' has no value", shown(c->argv[i]),
-                        c->argv[i].p);
+            resp_errorf(c->out, "ERR VCREATE option '%.*s' has no value: " VCREATE_OPTIONS,
+                        slice_shown(c->argv[i]), c->argv[i].p);
             return false;
         }
         if (!parse_vcreate_option(c, i, a))

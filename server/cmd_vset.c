@@ -167,7 +167,7 @@ static enum command_result run_vemb(struct client *c)
     bool raw = c->argc > 3;
     for (int i = 3; i < c->argc; i++)
         if (!slice_is(c->argv[i], "RAW")) {
-            resp_error(c->out, "ERR invalid option");
+            reply_invalid(c, "option", i, "RAW");
             return COMMAND_DONE;
         }
     enum found found = find_element(c, c->argv[2], &v, &slot);
@@ -445,7 +445,7 @@ static bool parse_vget(struct client *c, int *n, unsigned *wanted)
             struct slice a = c->argv[i];
             resp_errorf(c->out,
                         "ERR VGET has the fields VECTOR, ATTRS, TEXT and TTL, not '%.*s'",
-                        (int)(a.n < 64 ? a.n : 64), a.p);
+                        slice_shown(a), a.p);
             return false;
         }
         *wanted |= field;
@@ -575,7 +575,8 @@ static enum command_result run_vrandmember(struct client *c)
     if (c->argc > 3)
         return wrong_arity(c);
     if (!single && !arg_int(c->argv[2], &count)) {
-        resp_error(c->out, "ERR COUNT value is not an integer");
+        resp_errorf(c->out, "ERR COUNT value is not an integer: '%.*s'",
+                    slice_shown(c->argv[2]), c->argv[2].p);
         return COMMAND_DONE;
     }
     if (count == 0) {
@@ -634,19 +635,19 @@ struct vrange {
 static bool parse_vrange(struct client *c, struct vrange *r)
 {
     char from_sign, to_sign;
-    const char *wrong = NULL;
+    static const char bounds[] = "[name, (name, - or +";
     r->count = -1;
     if (c->argc == 5 && !arg_int(c->argv[4], &r->count))
-        wrong = "ERR invalid COUNT value";
-    else if (!parse_bound(c->argv[2], &r->from, &from_sign))
-        wrong = "ERR invalid start range format";
-    else if (!parse_bound(c->argv[3], &r->to, &to_sign))
-        wrong = "ERR invalid end range format";
-    else if (from_sign == '+' || to_sign == '-')
-        wrong = "ERR '-' can only be used as first argument, '+' only as second";
-    if (wrong)
-        resp_error(c->out, wrong);
-    return !wrong;
+        return reply_invalid(c, "COUNT value", 4, "a whole number");
+    if (!parse_bound(c->argv[2], &r->from, &from_sign))
+        return reply_invalid(c, "start range format", 2, bounds);
+    if (!parse_bound(c->argv[3], &r->to, &to_sign))
+        return reply_invalid(c, "end range format", 3, bounds);
+    if (from_sign == '+' || to_sign == '-') {
+        resp_error(c->out, "ERR '-' can only be used as first argument, '+' only as second");
+        return false;
+    }
+    return true;
 }
 
 static enum command_result run_vrange(struct client *c)

@@ -93,17 +93,16 @@ int config_apply(struct config *c, struct slice name, const struct slice *words,
     const struct setting *s = setting_find(name);
     if (!s) {
         const char *near = setting_nearest(name);
-        return err_set(e, KITH_EINVAL, "unknown setting '%.*s'%s%s%s",
-                       (int)(name.n < 64 ? name.n : 64), name.p, near ? "; did you mean '" : "",
-                       near ? near : "", near ? "'?" : "");
+        return err_set(e, KITH_EINVAL, "unknown setting '%.*s'%s%s%s", slice_shown(name),
+                       name.p, near ? "; did you mean '" : "", near ? near : "",
+                       near ? "'?" : "");
     }
     struct setting_value v;
     int rc = setting_parse(s, words, n, &v, e);
     if (rc != 0) {
         setting_value_deinit(&v);
         return err_wrap(e, "%s%s%.*s", s->name, n > 0 ? " " : "",
-                        n > 0 ? (int)(words[0].n < 64 ? words[0].n : 64) : 0,
-                        n > 0 ? words[0].p : "");
+                        n > 0 ? slice_shown(words[0]) : 0, n > 0 ? words[0].p : "");
     }
     config_lock(c);
     setting_apply(c, s, &v);
@@ -188,8 +187,8 @@ static int parse_pair(const struct slice *pair, const struct setting **setting,
         const char *near = setting_nearest(pair[0]);
         return err_set(e, KITH_EINVAL,
                        "Unknown option or number of arguments for CONFIG SET - '%.*s'%s%s%s",
-                       (int)(pair[0].n < 64 ? pair[0].n : 64), pair[0].p,
-                       near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+                       slice_shown(pair[0]), pair[0].p, near ? "; did you mean '" : "",
+                       near ? near : "", near ? "'?" : "");
     }
     *setting = s;
     struct slice words[16];

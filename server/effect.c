@@ -1,14 +1,5 @@
 #include "server/effect.h"
 
-static void encode_model(struct buf *to, const struct vset_model *m)
-{
-    static const struct vset_model none;
-    m = m ? m : &none;
-    buf_bytes(to, m->name, strlen(m->name));
-    buf_bytes(to, m->hash, strlen(m->hash));
-    buf_bytes(to, m->pooling, strlen(m->pooling));
-}
-
 static void encode_params(struct buf *to, const struct vset_params *p)
 {
     buf_u8(to, (uint8_t)p->index.kind);
@@ -35,7 +26,7 @@ static void encode_vadd(struct buf *to, const struct effect *f)
     buf_u8(to, f->made);
     if (f->made)
         encode_params(to, f->params);
-    encode_model(to, f->model);
+    vset_model_encode(to, f->model);
     encode_optional(to, f->text);
     encode_optional(to, f->attributes);
     buf_varint(to, (uint64_t)f->expire_ms);
@@ -71,7 +62,7 @@ void effect_encode(struct buf *to, const struct effect *f)
         break;
     case EFFECT_VCREATE:
         encode_params(to, f->params);
-        encode_model(to, f->model);
+        vset_model_encode(to, f->model);
         break;
     case EFFECT_VSETATTR:
         buf_bytes(to, f->value.p, f->value.n);
@@ -97,15 +88,6 @@ static struct slice read_slice(struct reader *r)
     size_t n;
     const void *p = read_bytes(r, &n);
     return (struct slice){.p = p, .n = n};
-}
-
-static void read_word(struct reader *r, char *out, size_t size)
-{
-    struct slice s = read_slice(r);
-    if (s.n >= size)
-        r->failed = true;
-    else if (s.n)
-        memcpy(out, s.p, s.n);
 }
 
 static uint32_t read_u32_varint(struct reader *r)
@@ -134,10 +116,7 @@ static bool read_flag(struct reader *r)
 
 static void read_model(struct reader *r, struct effect *f, struct vset_model *m)
 {
-    *m = (struct vset_model){0};
-    read_word(r, m->name, sizeof m->name);
-    read_word(r, m->hash, sizeof m->hash);
-    read_word(r, m->pooling, sizeof m->pooling);
+    vset_model_read(r, m);
     if (m->name[0])
         f->model = m;
 }

@@ -23,12 +23,10 @@ static bool make_room(struct gate *g)
         g->first = 0;
         return true;
     }
-    uint32_t cap = g->cap ? g->cap * 2 : MARKS_FIRST;
-    struct gate_mark *marks = mem_realloc_n(g->marks, cap, sizeof *marks);
+    struct gate_mark *marks = mem_grow(g->marks, g->n, &g->cap, MARKS_FIRST, sizeof *marks);
     if (!marks)
         return false;
     g->marks = marks;
-    g->cap = cap;
     return true;
 }
 

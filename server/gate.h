@@ -29,7 +29,8 @@ struct gate_mark {
 
 struct gate {                /* all zero is an open gate */
     struct gate_mark *marks; /* ascending in start and index */
-    uint32_t n, first, cap;
+    uint32_t n, first;
+    size_t cap;
 };
 
 void gate_deinit(struct gate *g);

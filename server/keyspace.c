@@ -42,7 +42,8 @@ enum { GONE_PLACES = 8192 };
 struct keyspace {
     struct database dbs[KEYSPACE_DBS];
     struct key **heap; /* by expire_ms, smallest first; a key knows its place */
-    uint64_t heap_n, heap_cap;
+    uint64_t heap_n;
+    size_t heap_cap;
     struct dirty_set current, frozen;
     struct dirty_block *drain_block; /* how far the frozen set was drained */
     uint32_t drain_at;
@@ -177,14 +178,10 @@ static void heap_remove(struct keyspace *ks, struct key *k)
 
 static int heap_add(struct keyspace *ks, struct key *k)
 {
-    if (ks->heap_n == ks->heap_cap) {
-        uint64_t cap = ks->heap_cap ? ks->heap_cap * 2 : 64;
-        struct key **heap = mem_realloc_n(ks->heap, cap, sizeof *heap);
-        if (!heap)
-            return KITH_ENOMEM;
-        ks->heap = heap;
-        ks->heap_cap = cap;
-    }
+    struct key **heap = mem_grow(ks->heap, ks->heap_n, &ks->heap_cap, 64, sizeof *heap);
+    if (!heap)
+        return KITH_ENOMEM;
+    ks->heap = heap;
     ks->dbs[k->db].n_expires++;
     heap_put(ks, ks->heap_n++, k);
     heap_up(ks, ks->heap_n - 1);

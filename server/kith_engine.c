@@ -29,7 +29,7 @@
 #include "base/bytes.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "base/version.h"
+#include "base/program.h"
 #include "engine/embedder.h"
 #include "engine/wordpiece.h"
 #include "protocol/resp_read.h"
@@ -491,16 +491,8 @@ static int run_once(const struct options *o)
 
 int main(int argc, char **argv)
 {
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            fputs(help, stdout);
-            return 0;
-        }
-        if (strcmp(argv[i], "--version") == 0) {
-            puts("kith-engine " KITH_VERSION);
-            return 0;
-        }
-    }
+    if (program_answers(argc, argv, "kith-engine", help))
+        return 0;
     struct options o;
     struct err e = {0};
     if (parse_options(&o, argc, argv, &e)) {

@@ -13,7 +13,7 @@
 #include "server/server.h"
 #include "server/vector_args.h"
 
-enum { COUNT_DEFAULT = 10, EF_DEFAULT = 100, RESCORE_DEFAULT = 4, SHOWN_BYTES = 64 };
+enum { COUNT_DEFAULT = 10, EF_DEFAULT = 100, RESCORE_DEFAULT = 4 };
 
 /* One command's arguments while they are read. */
 struct parse {
@@ -24,11 +24,6 @@ struct parse {
     bool several, has_count, has_rescore, has_combine;
     bool text; /* TRUNCATE is allowed */
 };
-
-static int shown(struct slice s)
-{
-    return (int)(s.n < SHOWN_BYTES ? s.n : SHOWN_BYTES);
-}
 
 static bool fail(struct client *c, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
@@ -44,15 +39,6 @@ static bool fail(struct client *c, const char *format, ...)
     return false;
 }
 
-/* Redis' words, then what came and what is allowed. */
-static bool bad_option(struct client *c, const char *name, int at, const char *allowed)
-{
-    if (at >= c->argc)
-        return fail(c, "ERR invalid %s: nothing follows it, it takes %s", name, allowed);
-    return fail(c, "ERR invalid %s: '%.*s', it takes %s", name, shown(c->argv[at]),
-                c->argv[at].p, allowed);
-}
-
 static bool option_int(struct client *c, const char *name, int at, int64_t low, int64_t high,
                        uint32_t *out)
 {
@@ -64,7 +50,8 @@ static bool option_int(struct client *c, const char *name, int at, int64_t low, 
     char allowed[80];
     snprintf(allowed, sizeof allowed, "a whole number from %lld to %lld", (long long)low,
              (long long)high);
-    return bad_option(c, name, at, allowed);
+    reply_invalid(c, name, at, allowed);
+    return false;
 }
 
 static bool option_double(struct client *c, const char *name, int at, double low, bool open,
@@ -76,7 +63,8 @@ static bool option_double(struct client *c, const char *name, int at, double low
         *out = v;
         return true;
     }
-    return bad_option(c, name, at, allowed);
+    reply_invalid(c, name, at, allowed);
+    return false;
 }
 
 static bool out_of_memory(struct client *c)
@@ -119,7 +107,7 @@ static bool find_element_vector(struct parse *p, struct slice name, float *out)
     uint32_t slot;
     int rc = vset_find(p->a->set, name, data_now_ms(p->c), &slot, &e);
     if (rc == KITH_ENOTFOUND)
-        return fail(p->c, "ERR element not found in set: '%.*s'", shown(name), name.p);
+        return fail(p->c, "ERR element not found in set: '%.*s'", slice_shown(name), name.p);
     if (rc == 0)
         rc = element_vector(p->a->set, slot, out, &e);
     if (rc != 0)
@@ -148,7 +136,7 @@ static bool parse_item(struct parse *p, int *at)
     bool text = slice_is(kind, "TEXT") && !p->several;
     if (!text && !slice_is(kind, "FP32") && !slice_is(kind, "VALUES") && !slice_is(kind, "ELE"))
         return fail(c, "ERR vector type must be ELE, FP32 or VALUES%s, not '%.*s'",
-                    p->several ? "" : " (or TEXT, VECS, TEXTS)", shown(kind), kind.p);
+                    p->several ? "" : " (or TEXT, VECS, TEXTS)", slice_shown(kind), kind.p);
     struct vector_arg vector;
     if (!vector_arg_parse(c, *at, &vector) || !vector_arg_fits(c, &vector, p->a->set))
         return false;
@@ -268,7 +256,7 @@ static bool parse_examples(struct parse *p, int *at)
         return fail(c,
                     "ERR syntax error in VRECOMMEND command: POS n element .. comes first, "
                     "not '%.*s'",
-                    shown(c->argv[*at]), c->argv[*at].p);
+                    slice_shown(c->argv[*at]), c->argv[*at].p);
     if (!parse_example_count(p, "POS", at, &n_pos) || !add_examples(p, *at, n_pos, pos))
         return false;
     int first_pos = *at, first_neg = *at += (int)n_pos;
@@ -297,7 +285,7 @@ static bool parse_filter(struct parse *p, int at)
     struct err e = {0};
     struct search_args *a = p->a;
     if (at >= p->c->argc)
-        return bad_option(p->c, "FILTER", at, "an expression");
+        return reply_invalid(p->c, "FILTER", at, "an expression");
     filter_free(a->filter);
     a->filter = NULL;
     a->q.filter_text = p->c->argv[at];
@@ -347,7 +335,7 @@ static bool parse_combine(struct parse *p, int at)
             return true;
         }
     }
-    return bad_option(p->c, "COMBINE", at, "RRF, MAX or AVG");
+    return reply_invalid(p->c, "COMBINE", at, "RRF, MAX or AVG");
 }
 
 static bool parse_flag(struct parse *p, struct slice o)
@@ -408,8 +396,8 @@ static bool parse_option(struct parse *p, int *i)
         return option_int(c, "OFFSET", ++*i, 0, UINT32_MAX, &q->offset);
     }
     return fail(c, "ERR syntax error in %s command: '%.*s' is no option of it",
-                slice_is(slice_of(c->command->name), "VSIM") ? "VSIM" : "VRECOMMEND", shown(o),
-                o.p);
+                slice_is(slice_of(c->command->name), "VSIM") ? "VSIM" : "VRECOMMEND",
+                slice_shown(o), o.p);
 }
 
 /* --- what the options mean together --- */

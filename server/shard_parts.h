@@ -30,7 +30,8 @@ struct checkpoint_state { /* guarded by `lock` unless said otherwise */
     struct vset_queue dirty; /* sets changed since the last freeze; lock `dirty_lock` */
     pthread_mutex_t dirty_lock;
     uint32_t *purge; /* ids of dropped sets still in the store; shard's lock */
-    uint32_t n_purge, purge_cap, n_sets; /* n_sets: alive, each may need a place in purge */
+    size_t purge_cap;
+    uint32_t n_purge, n_sets; /* n_sets: alive, each may need a place in purge */
 };
 
 struct linker {

@@ -10,13 +10,6 @@
 #include "server/engine_link.h"
 #include "server/server.h"
 
-enum { SHOWN_BYTES = 64 };
-
-static int shown(struct slice s)
-{
-    return (int)(s.n < SHOWN_BYTES ? s.n : SHOWN_BYTES);
-}
-
 /* Redis' words first, then whose vector it is where there are several, then what is wrong. */
 static bool bad_vector(struct client *c, struct slice element, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -30,7 +23,7 @@ static bool bad_vector(struct client *c, struct slice element, const char *forma
     va_end(ap);
     if (element.n > 0)
         resp_errorf(c->out, "ERR invalid vector specification: element '%.*s': %s",
-                    shown(element), element.p, what);
+                    slice_shown(element), element.p, what);
     else
         resp_errorf(c->out, "ERR invalid vector specification: %s", what);
     return false;
@@ -38,23 +31,23 @@ static bool bad_vector(struct client *c, struct slice element, const char *forma
 
 static const struct slice nobody;
 
-static bool check_dim(struct client *c, uint64_t dim, struct slice element)
+static bool check_dim(struct client *c, int64_t dim, struct slice element)
 {
     return (dim > 0 && dim <= INDEX_DIM_MAX) ||
-           bad_vector(c, element, "%llu dimensions, 1 to %d are allowed",
-                      (unsigned long long)dim, INDEX_DIM_MAX);
+           bad_vector(c, element, "%lld dimensions, 1 to %d are allowed", (long long)dim,
+                      INDEX_DIM_MAX);
 }
 
-/* Every component, and the length: the index keeps vectors at length 1 and the length beside
- * them. */
+/* Every component (the first is component 1), and the length: the index keeps vectors at length
+ * 1 and the length beside them. */
 static bool check_finite(struct client *c, const float *values, uint32_t dim,
                          struct slice element)
 {
     double squares = 0;
     for (uint32_t i = 0; i < dim; i++) {
         if (!isfinite(values[i]))
-            return bad_vector(c, element, "component %u is %s, components must be finite", i,
-                              isnan(values[i]) ? "not a number" : "infinite");
+            return bad_vector(c, element, "component %u is %s, components must be finite",
+                              i + 1, isnan(values[i]) ? "not a number" : "infinite");
         squares += (double)values[i] * (double)values[i];
     }
     return isfinite((float)sqrt(squares)) ||
@@ -76,7 +69,7 @@ bool vector_arg_parse_blob(struct client *c, int at, struct slice element,
         return bad_vector(c, element,
                           "an FP32 blob of %zu bytes, it must be a multiple of 4 and not empty",
                           blob.n);
-    if (!check_dim(c, blob.n / sizeof(float), element))
+    if (!check_dim(c, (int64_t)(blob.n / sizeof(float)), element))
         return false;
     float *values = arena_dup(c->arena, blob.p, blob.n); /* aligned */
     if (!values)
@@ -89,7 +82,7 @@ bool vector_arg_parse_blob(struct client *c, int at, struct slice element,
 bool vector_arg_parse_numbers(struct client *c, int at, int64_t n, struct slice element,
                               struct vector_arg *out)
 {
-    if (!check_dim(c, n < 0 ? 0 : (uint64_t)n, element))
+    if (!check_dim(c, n, element))
         return false;
     if (n > c->argc - at)
         return bad_vector(c, element, "VALUES announces %lld components, %d arguments follow",
@@ -101,8 +94,8 @@ bool vector_arg_parse_numbers(struct client *c, int at, int64_t n, struct slice 
         double v;
         struct slice a = c->argv[at + i];
         if (!arg_double(a, &v))
-            return bad_vector(c, element, "component %d is '%.*s', not a number", i, shown(a),
-                              a.p);
+            return bad_vector(c, element, "component %d is '%.*s', not a number", i + 1,
+                              slice_shown(a), a.p);
         values[i] = (float)v;
     }
     *out = (struct vector_arg){.values = values, .dim = (uint32_t)n, .next = at + (int)n};
@@ -113,8 +106,8 @@ static bool parse_values(struct client *c, int at, struct vector_arg *out)
 {
     int64_t n;
     if (!arg_int(c->argv[at], &n))
-        return bad_vector(c, nobody, "VALUES takes a count first, not '%.*s'",
-                          shown(c->argv[at]), c->argv[at].p);
+        return bad_vector(c, nobody, "VALUES takes a count first, 1 to %d, not '%.*s'",
+                          INDEX_DIM_MAX, slice_shown(c->argv[at]), c->argv[at].p);
     return vector_arg_parse_numbers(c, at + 1, n, nobody, out);
 }
 
@@ -127,7 +120,7 @@ bool vector_arg_reduce(struct client *c, int *at, uint32_t *dim)
     struct slice a = c->argv[*at + 1];
     if (!arg_int(a, &n) || n < 1 || n > INDEX_DIM_MAX)
         return bad_vector(c, nobody, "REDUCE takes a number of dimensions, 1 to %d, not '%.*s'",
-                          INDEX_DIM_MAX, shown(a), a.p);
+                          INDEX_DIM_MAX, slice_shown(a), a.p);
     *dim = (uint32_t)n;
     *at += 2;
     return true;
@@ -179,8 +172,8 @@ bool vector_arg_parse(struct client *c, int at, struct vector_arg *out)
         out->text = &c->argv[at + 1];
         return take_embedding(c, out);
     }
-    return bad_vector(c, nobody, "'%.*s' is none of FP32, VALUES and TEXT", shown(c->argv[at]),
-                      c->argv[at].p);
+    return bad_vector(c, nobody, "'%.*s' is none of FP32, VALUES and TEXT",
+                      slice_shown(c->argv[at]), c->argv[at].p);
 }
 
 bool vector_arg_model_fits(struct client *c, const struct vector_arg *a, struct vset *v)

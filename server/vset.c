@@ -665,7 +665,7 @@ void vset_info(struct vset *v, struct vset_info *out)
     out->n_expiring = v->times.n_expiring;
     out->max_uid = v->max_uid;
     out->memory_bytes = sizeof *v + index_heap_bytes(v->index) + v->table.bytes +
-                        (size_t)v->free_cap * sizeof *v->free_slots + v->texts.bytes +
+                        v->free_cap * sizeof *v->free_slots + v->texts.bytes +
                         v->texts_frozen.bytes + attributes_room_bytes(&v->room) +
                         times_heap_bytes(&v->times) + order_bytes(v->order) +
                         search_memo_bytes(v->memo);

@@ -71,6 +71,11 @@ struct vset_model {
     char name[128], hash[33], pooling[16];
 };
 
+/* As three words, in effects and in the set's record; NULL: none. A word that is too long fails
+ * the reader. */
+void vset_model_encode(struct buf *to, const struct vset_model *m);
+void vset_model_read(struct reader *r, struct vset_model *m);
+
 struct vset;
 struct key;
 

@@ -163,14 +163,10 @@ bool elems_has_text(struct vset *v, uint32_t slot)
 
 void slots_give_back(struct vset *v, uint32_t slot)
 {
-    if (v->n_free == v->free_cap) {
-        uint32_t cap = v->free_cap ? v->free_cap * 2 : 64;
-        uint32_t *slots = mem_realloc_n(v->free_slots, cap, sizeof *slots);
-        if (!slots)
-            return; /* found again by elems_load at the next start */
-        v->free_slots = slots;
-        v->free_cap = cap;
-    }
+    uint32_t *slots = mem_grow(v->free_slots, v->n_free, &v->free_cap, 64, sizeof *slots);
+    if (!slots)
+        return; /* found again by elems_load at the next start */
+    v->free_slots = slots;
     v->free_slots[v->n_free++] = slot;
 }
 

@@ -31,7 +31,8 @@ struct order_block {
 
 struct order {
     struct order_block **blocks;
-    uint32_t n_blocks, cap;
+    uint32_t n_blocks;
+    size_t cap;
 };
 
 struct position {
@@ -155,14 +156,10 @@ static int make_keys(struct sorting *x)
 
 static struct order_block *block_after(struct order *o, uint32_t at)
 {
-    if (o->n_blocks == o->cap) {
-        uint32_t cap = o->cap ? o->cap * 2 : 4;
-        struct order_block **blocks = mem_realloc_n(o->blocks, cap, sizeof *blocks);
-        if (!blocks)
-            return NULL;
-        o->blocks = blocks;
-        o->cap = cap;
-    }
+    struct order_block **blocks = mem_grow(o->blocks, o->n_blocks, &o->cap, 4, sizeof *blocks);
+    if (!blocks)
+        return NULL;
+    o->blocks = blocks;
     struct order_block *b = mem_alloc(sizeof *b);
     if (!b)
         return NULL;

@@ -136,7 +136,8 @@ struct vset {
     uint32_t free_unit; /* head of the free name units, unit + 1 */
     uint32_t n_attributes;
     uint32_t *free_slots;
-    uint32_t n_free, free_cap;
+    uint32_t n_free;
+    size_t free_cap;
     struct name_table table;
     struct attribute_room room;
     struct times times;

@@ -29,6 +29,33 @@ int vset_open_arrays(struct vset *v, const uint32_t counts[VSET_ARRAYS], struct 
     return 0;
 }
 
+void vset_model_encode(struct buf *to, const struct vset_model *m)
+{
+    static const struct vset_model none;
+    m = m ? m : &none;
+    buf_bytes(to, m->name, strlen(m->name));
+    buf_bytes(to, m->hash, strlen(m->hash));
+    buf_bytes(to, m->pooling, strlen(m->pooling));
+}
+
+static void read_word(struct reader *r, char *out, size_t size)
+{
+    size_t n;
+    const void *p = read_bytes(r, &n);
+    if (n >= size)
+        r->failed = true;
+    else if (n)
+        memcpy(out, p, n);
+}
+
+void vset_model_read(struct reader *r, struct vset_model *m)
+{
+    *m = (struct vset_model){0};
+    read_word(r, m->name, sizeof m->name);
+    read_word(r, m->hash, sizeof m->hash);
+    read_word(r, m->pooling, sizeof m->pooling);
+}
+
 static void write_record(struct vset *v, struct buf *b)
 {
     const struct vset_params *p = &v->params;
@@ -49,26 +76,13 @@ static void write_record(struct vset *v, struct buf *b)
     buf_u32(b, v->free_unit);
     buf_u64(b, v->max_uid);
     attributes_save(v, b);
-    buf_bytes(b, v->model.name, strlen(v->model.name));
-    buf_bytes(b, v->model.hash, strlen(v->model.hash));
-    buf_bytes(b, v->model.pooling, strlen(v->model.pooling));
+    vset_model_encode(b, &v->model);
     struct buf state;
     buf_init(&state);
     index_save(v->index, &state);
     buf_bytes(b, state.data, state.len);
     b->failed |= state.failed;
     buf_deinit(&state);
-}
-
-static bool read_word(struct reader *r, char *out, size_t size)
-{
-    size_t n;
-    const void *p = read_bytes(r, &n);
-    if (!p || n >= size)
-        return false;
-    memcpy(out, p, n);
-    out[n] = '\0';
-    return true;
 }
 
 static int damaged(const struct vset *v, struct err *e)
@@ -118,12 +132,10 @@ static int read_record(struct vset *v, const struct buf *record, uint32_t *count
         rc = attributes_load(v, &r, e);
     if (rc != 0)
         return rc;
-    bool words = read_word(&r, v->model.name, sizeof v->model.name) &&
-                 read_word(&r, v->model.hash, sizeof v->model.hash) &&
-                 read_word(&r, v->model.pooling, sizeof v->model.pooling);
+    vset_model_read(&r, &v->model);
     size_t n;
     const void *state = read_bytes(&r, &n);
-    return words && reader_done(&r) ? vset_open_index(v, state, n, e) : damaged(v, e);
+    return reader_done(&r) ? vset_open_index(v, state, n, e) : damaged(v, e);
 }
 
 int vset_load(struct vset **out, uint32_t id, const struct vset_options *o, struct err *e)

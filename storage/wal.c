@@ -141,14 +141,10 @@ static struct claim *my_claim(struct wal *w)
         if (pthread_equal(w->claims[i].thread, me))
             return &w->claims[i];
     }
-    if (w->n_claims == w->cap_claims) {
-        size_t cap = w->cap_claims ? w->cap_claims * 2 : 16;
-        struct claim *grown = mem_realloc_n(w->claims, cap, sizeof *grown);
-        if (!grown)
-            return NULL;
-        w->claims = grown;
-        w->cap_claims = cap;
-    }
+    struct claim *grown = mem_grow(w->claims, w->n_claims, &w->cap_claims, 16, sizeof *grown);
+    if (!grown)
+        return NULL;
+    w->claims = grown;
     w->claims[w->n_claims] = (struct claim){.thread = me};
     return &w->claims[w->n_claims++];
 }

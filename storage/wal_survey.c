@@ -54,21 +54,18 @@ static int list_segments(struct wal_survey *v, const char *dir, struct err *e)
     DIR *d = opendir(path);
     if (!d)
         return err_set_errno(e, errno, "cannot open directory %s", path);
-    uint32_t cap = 0;
+    size_t cap = 0;
     struct dirent *entry;
     while (rc == 0 && (errno = 0, entry = readdir(d)) != NULL) {
         uint64_t first;
         if (!parse_name(entry->d_name, &first))
             continue;
-        if (v->n_segments == cap) {
-            uint64_t *grown = mem_realloc_n(v->firsts, cap ? cap * 2 : 16, sizeof *grown);
-            if (!grown) {
-                rc = err_set(e, KITH_ENOMEM, "out of memory listing %s", path);
-                break;
-            }
-            v->firsts = grown;
-            cap = cap ? cap * 2 : 16;
+        uint64_t *grown = mem_grow(v->firsts, v->n_segments, &cap, 16, sizeof *grown);
+        if (!grown) {
+            rc = err_set(e, KITH_ENOMEM, "out of memory listing %s", path);
+            break;
         }
+        v->firsts = grown;
         v->firsts[v->n_segments++] = first;
     }
     if (rc == 0 && errno != 0)

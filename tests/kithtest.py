@@ -9,6 +9,7 @@ Environment: KITH_BIN (the programs' folder, default build/bin) and KITH_VARIANT
 tsan): the sanitizers make programs slower, so time-outs grow and repetition counts shrink.
 """
 
+import concurrent.futures
 import functools
 import os
 import pathlib
@@ -59,6 +60,13 @@ def wait_until(condition, timeout=10.0, what=None, step=0.01):
         if time.monotonic() > until:
             raise AssertionError(f"waited {timeout * PATIENCE:.0f} s in vain for {what or condition}")
         time.sleep(step)
+
+
+def together(calls):
+    """Runs each in a thread of its own until all are done; what one of them raised is raised."""
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as threads:
+        for done in [threads.submit(call) for call in calls]:
+            done.result()
 
 
 # --- a client that sees every byte --------------------------------------------------------------
@@ -244,6 +252,9 @@ def _environment():
     return env
 
 
+WAYS_BACK = ["reload", "restart", "kill"]
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -391,6 +402,17 @@ class Server:
     def restart(self, timeout=20.0):
         self.stop()
         return self.start(timeout)
+
+    def come_back(self, how, timeout=20.0):
+        """One of WAYS_BACK: in the program that runs, or in a new one, from what is on the disk."""
+        if how == "reload":
+            with self.wire(timeout=timeout) as w:
+                assert w.cmd("DEBUG", "RELOAD") == "OK"
+        elif how == "restart":
+            self.restart()
+        else:
+            self.kill()
+            self.start()
 
     # --- what it says
 

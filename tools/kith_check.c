@@ -1,26 +1,21 @@
 /* kith-check DIR: verifies a data directory offline. */
 #include <stdio.h>
-#include <string.h>
 #include <unistd.h>
 
-#include "base/version.h"
+#include "base/program.h"
 #include "server/shard.h"
 
 enum { EXIT_CLEAN = 0, EXIT_FINDINGS = 1, EXIT_USAGE = 2 };
 
-static void usage(FILE *to)
-{
-    fputs(
-        "usage: kith-check DIR\n"
-        "\n"
-        "Verifies every checksum and invariant of a kith data directory whose server is not\n"
-        "running: the log's records, the store's pages and values, keys, vector sets, names,\n"
-        "texts and links. Nothing is changed.\n"
-        "\n"
-        "Exit status: 0 clean, 1 something is wrong (each finding is a line: where: what),\n"
-        "2 the directory could not be checked.\n",
-        to);
-}
+static const char help[] =
+    "usage: kith-check DIR\n"
+    "\n"
+    "Verifies every checksum and invariant of a kith data directory whose server is not\n"
+    "running: the log's records, the store's pages and values, keys, vector sets, names,\n"
+    "texts and links. Nothing is changed.\n"
+    "\n"
+    "Exit status: 0 clean, 1 something is wrong (each finding is a line: where: what),\n"
+    "2 the directory could not be checked.\n";
 
 static void note(void *arg, const char *where, const char *what)
 {
@@ -42,16 +37,10 @@ static void progress(void *arg, uint64_t n_elements)
 
 int main(int argc, char **argv)
 {
-    if (argc == 2 && strcmp(argv[1], "--help") == 0) {
-        usage(stdout);
+    if (program_answers(argc, argv, "kith-check", help))
         return EXIT_CLEAN;
-    }
-    if (argc == 2 && strcmp(argv[1], "--version") == 0) {
-        printf("kith-check %s\n", KITH_VERSION);
-        return EXIT_CLEAN;
-    }
     if (argc != 2 || argv[1][0] == '-') {
-        usage(stderr);
+        fputs(help, stderr);
         return EXIT_USAGE;
     }
     struct shard_check_report report = {.note = note, .progress = progress};

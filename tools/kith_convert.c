@@ -17,7 +17,7 @@
 #include "base/bytes.h"
 #include "base/file.h"
 #include "base/mem.h"
-#include "base/version.h"
+#include "base/program.h"
 #include "engine/half.h"
 #include "engine/tensor.h"
 #include "tools/gguf_write.h"
@@ -453,16 +453,8 @@ static int parse_options(struct options *o, int argc, char **argv, struct err *e
 
 int main(int argc, char **argv)
 {
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            fputs(help, stdout);
-            return 0;
-        }
-        if (strcmp(argv[i], "--version") == 0) {
-            puts("kith-convert " KITH_VERSION);
-            return 0;
-        }
-    }
+    if (program_answers(argc, argv, "kith-convert", help))
+        return 0;
     struct options o;
     struct err e = {0};
     if (parse_options(&o, argc, argv, &e)) {

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/program.h"
 #include "server/command.h"
 #include "server/config.h"
 
@@ -86,15 +87,18 @@ static void print_commands(struct buf *out)
 
 int main(int argc, char **argv)
 {
+    static const char help[] = "usage: kith-docs commands | configuration\n";
     struct buf out;
+    if (program_answers(argc, argv, "kith-docs", help))
+        return 0;
     buf_init(&out);
     if (argc == 2 && strcmp(argv[1], "commands") == 0)
         print_commands(&out);
     else if (argc == 2 && strcmp(argv[1], "configuration") == 0)
         config_print_markdown(&out);
     if (out.len == 0 || out.failed) {
-        fprintf(stderr, "Usage: kith-docs commands | configuration\n");
-        return 1;
+        fputs(help, stderr);
+        return 2;
     }
     size_t written = fwrite(out.data, 1, out.len, stdout);
     int status = written == out.len && fflush(stdout) == 0 ? 0 : 1;

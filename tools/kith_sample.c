@@ -12,6 +12,7 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/program.h"
 
 enum { PASSAGE_BYTES = 700, PASSAGE_BYTES_MIN = 80, PIPELINE = 64, FILE_MAX_BYTES = 16 << 20 };
 
@@ -170,14 +171,17 @@ static void ask(redisContext *c, const char *question)
 
 int main(int argc, char **argv)
 {
+    static const char help[] = "usage: kith-sample [--port N] FILE.md ...\n";
     int port = 6379, at = 1;
+    if (program_answers(argc, argv, "kith-sample", help))
+        return 0;
     if (argc > 2 && strcmp(argv[1], "--port") == 0) {
         port = atoi(argv[2]);
         at = 3;
     }
-    if (at >= argc || strcmp(argv[at], "--help") == 0) {
-        printf("usage: kith-sample [--port N] FILE.md ...\n");
-        return at >= argc ? 2 : 0;
+    if (at >= argc) {
+        fputs(help, stderr);
+        return 2;
     }
     redisContext *c = redisConnect("127.0.0.1", port);
     if (!c || c->err)

@@ -148,6 +148,16 @@ class Conn:
         del self.buf[:at]
         return out
 
+    def drain(self, take):
+        """The server is dead: what it had sent before, and the end."""
+        try:
+            while True:
+                take(self.replies())
+                self.receive()
+        except Gone:
+            take(self.replies())
+        self.close()
+
     def read(self, n):
         out, at = [], 0
         while len(out) < n:

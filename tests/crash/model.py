@@ -13,7 +13,7 @@ import random
 import time
 from collections import namedtuple
 
-from crashlib import Error, Gone, pack
+from crashlib import Error, pack
 
 DIM = 16
 _rng = random.Random(1)
@@ -339,13 +339,7 @@ class Writer:
 
     def drain(self):
         """The server is dead: what it had sent before still counts as acknowledged."""
-        try:
-            while True:
-                self.take(self.conn.replies())
-                self.conn.receive()
-        except Gone:
-            self.take(self.conn.replies())
-        self.conn.close()
+        self.conn.drain(self.take)
         self.dead_ms = time.time() * 1000
 
     def settle(self, observed):

@@ -60,13 +60,7 @@ class Reader:
                     w.seen = max(w.seen, int(number))
 
     def drain(self):
-        try:
-            while True:
-                self.take(self.conn.replies())
-                self.conn.receive()
-        except Gone:
-            self.take(self.conn.replies())
-        self.conn.close()
+        self.conn.drain(self.take)
 
 
 class Control:

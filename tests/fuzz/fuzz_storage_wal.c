@@ -23,7 +23,24 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
 enum { INPUT_MAX = 64 * 1024, INDEX_AT_SPLIT = 4 };
 
-static char dir[64];
+static char dir[64], wal[80];
+
+static void empty_dir(void)
+{
+    DIR *d = opendir(wal);
+    struct dirent *entry;
+    while (d && (entry = readdir(d)) != NULL)
+        unlinkat(dirfd(d), entry->d_name, 0);
+    if (d)
+        closedir(d);
+}
+
+static void remove_dir(void)
+{
+    empty_dir();
+    rmdir(wal);
+    rmdir(dir);
+}
 
 static void prepare_dir(void)
 {
@@ -31,23 +48,10 @@ static void prepare_dir(void)
     if (!*dir) {
         snprintf(dir, sizeof dir, "%s/kith-fuzz-wal-%d",
                  access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp", (int)getpid());
-        char wal[80];
         snprintf(wal, sizeof wal, "%s/wal", dir);
-        if (file_make_dirs(wal, &e) != 0)
+        if (file_make_dirs(wal, &e) != 0 || atexit(remove_dir) != 0)
             abort();
     }
-}
-
-static void empty_dir(void)
-{
-    char wal[80];
-    snprintf(wal, sizeof wal, "%s/wal", dir);
-    DIR *d = opendir(wal);
-    struct dirent *entry;
-    while (d && (entry = readdir(d)) != NULL)
-        unlinkat(dirfd(d), entry->d_name, 0);
-    if (d)
-        closedir(d);
 }
 
 /* Makes what looks like records into valid ones. */

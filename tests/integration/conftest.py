@@ -49,13 +49,17 @@ def shared_server(tmp_path_factory):
     maker.finish()
 
 
+def emptied(shared):
+    with shared.wire() as w:
+        assert w.cmd("FLUSHALL") == "OK"
+    yield shared
+    assert shared.running, "the shared server has ended"
+
+
 @pytest.fixture
 def server(shared_server):
     """The shared server, empty."""
-    with shared_server.wire() as w:
-        assert w.cmd("FLUSHALL") == "OK"
-    yield shared_server
-    assert shared_server.running, "the shared server has ended"
+    yield from emptied(shared_server)
 
 
 @pytest.fixture(scope="session")
@@ -77,10 +81,7 @@ def shared_text_server(tmp_path_factory, model):
 @pytest.fixture
 def text_server(shared_text_server):
     """A server with the default model, empty."""
-    with shared_text_server.wire() as w:
-        assert w.cmd("FLUSHALL") == "OK"
-    yield shared_text_server
-    assert shared_text_server.running, "the shared server has ended"
+    yield from emptied(shared_text_server)
 
 
 @pytest.fixture(params=[2, 3], ids=["resp2", "resp3"])

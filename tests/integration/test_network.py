@@ -4,10 +4,11 @@ import random
 import socket
 import threading
 import time
+from functools import partial
 
 import pytest
 
-from kithtest import ReplyError, encode, scaled, wait_until
+from kithtest import ReplyError, encode, scaled, together, wait_until
 
 
 def drain(sock):
@@ -168,14 +169,8 @@ def test_clients_that_leave_at_any_point(make_server, threads):
     seed = random.randrange(1 << 32)
     print("seed", seed)
     until = time.monotonic() + 3
-    leavers = [
-        threading.Thread(target=leave_somewhere, args=(server, random.Random(seed + i), until))
-        for i in range(4)
-    ]
-    for t in leavers:
-        t.start()
-    for t in leavers:
-        t.join()
+    rngs = [random.Random(seed + i) for i in range(4)]
+    together([partial(leave_somewhere, server, r, until) for r in rngs])
 
     def alone():
         with server.wire() as w:

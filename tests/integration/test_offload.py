@@ -7,10 +7,11 @@ import random
 import struct
 import threading
 import time
+from functools import partial
 
 import pytest
 
-from kithtest import ReplyError, encode, scaled, wait_until
+from kithtest import ReplyError, encode, scaled, together, wait_until
 
 DIM = 16
 
@@ -181,14 +182,8 @@ def test_clients_that_leave_during_searches(make_server, threads):
     print("seed", seed)
     fill(server, random.Random(seed), 500)
     until = time.monotonic() + 3
-    leavers = [
-        threading.Thread(target=leave_during_searches, args=(server, random.Random(seed + i), until))
-        for i in range(6)
-    ]
-    for t in leavers:
-        t.start()
-    for t in leavers:
-        t.join()
+    rngs = [random.Random(seed + i) for i in range(6)]
+    together([partial(leave_during_searches, server, r, until) for r in rngs])
     with server.wire() as w:
         wait_until(lambda: w.cmd("CLIENT", "LIST").count(b"id=") == 1, what="them to be gone")
     server.stop()
@@ -271,11 +266,7 @@ def test_the_same_results_as_alone(make_server, threads):
                 if w.cmds([queries[i] for i in some]) != [alone[i] for i in some]:
                     wrong.append(some)
 
-    askers = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
-    for t in askers:
-        t.start()
-    for t in askers:
-        t.join()
+    together([partial(ask, i) for i in range(8)])
     assert not wrong
     assert offloaded(server) > 0
 

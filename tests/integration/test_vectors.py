@@ -142,7 +142,8 @@ def test_vadd_errors(axes, quant, words, error):
 def test_quantization_must_match(axes, quant):
     other = "Q8" if quant == "NOQUANT" else "NOQUANT"
     assert axes.cmd("VADD", "v", *values(1, 2, 3), "e", other) == (
-        "ERR asked quantization mismatch with existing vector set"
+        "ERR asked quantization mismatch with existing vector set: "
+        f"asked {other}, the set has {quant}"
     )
 
 
@@ -217,8 +218,8 @@ def test_vemb_raw(wire, protocol):
     assert wire.raw.startswith(b"*4\r\n+int8\r\n")
     restored = [c * float(span) / 127 * float(norm) for c in struct.unpack("3b", code)]
     assert restored == pytest.approx([3, 4, 0], abs=0.05)
-    assert wire.cmd("VEMB", "q", "e", "BAD") == "ERR invalid option"
-    assert wire.cmd("VEMB", "q", "e", "RAW", "x") == "ERR invalid option"
+    assert wire.cmd("VEMB", "q", "e", "BAD") == "ERR invalid option: 'BAD', it takes RAW"
+    assert wire.cmd("VEMB", "q", "e", "RAW", "x") == "ERR invalid option: 'x', it takes RAW"
 
 
 def test_vemb_gives_back_what_was_put_in(axes, quant):
@@ -256,7 +257,7 @@ def test_vrandmember(axes):
     many = axes.cmd("VRANDMEMBER", "v", -50)
     assert len(many) == 50 and set(many) <= names
     for bad in ("x", "", "1.5", "9223372036854775808"):
-        assert axes.cmd("VRANDMEMBER", "v", bad) == "ERR COUNT value is not an integer"
+        assert axes.cmd("VRANDMEMBER", "v", bad) == f"ERR COUNT value is not an integer: '{bad}'"
     for least in (-9223372036854775808, -9223372036854775807, -4000000000000):
         assert axes.cmd("VRANDMEMBER", "v", least).startswith("ERR COUNT value is out of range")
     assert len(axes.cmd("VRANDMEMBER", "v", 9223372036854775807)) == 4

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from kithtest import ReplyError, run_program, scaled, wait_until
+from kithtest import WAYS_BACK, ReplyError, run_program, scaled, wait_until
 
 LEAST = -(2**63)
 
@@ -129,7 +129,7 @@ def test_graph_survives_removals_of_near_copies(server):
             assert w.cmd("EXISTS", "v") == 0
 
 
-@pytest.mark.parametrize("how", ["reload", "restart", "kill"])
+@pytest.mark.parametrize("how", WAYS_BACK)
 @pytest.mark.parametrize("emptied", [False, True])
 def test_empty_set_is_read_back(make_server, how, emptied):
     """A set without elements: searched, asked and filled after it came back from disk."""
@@ -141,13 +141,7 @@ def test_empty_set_is_read_back(make_server, how, emptied):
                 assert w.cmd("VADD", "v", *values(1, i, 2), i) == 1
             for i in range(20):
                 assert w.cmd("VREM", "v", i) == 1
-        if how == "reload":
-            assert w.cmd("DEBUG", "RELOAD") == "OK"
-    if how == "restart":
-        s.restart()
-    elif how == "kill":
-        s.kill()
-        s.start()
+    s.come_back(how)
     with s.wire() as w:
         assert w.cmd("EXISTS", "v") == 1
         for words in (values(1, 2, 3), [*values(1, 2, 3), "TRUTH"], [*values(1, 2, 3), "EF", 1]):
@@ -219,7 +213,7 @@ def test_least_count_of_vrandmember(server):
         assert w.cmd("VRANGE", "v", "-", "+", LEAST) == [b"e"]
 
 
-@pytest.mark.parametrize("how", ["reload", "restart", "kill"])
+@pytest.mark.parametrize("how", WAYS_BACK)
 def test_update_is_kept(make_server, how):
     """The second VADD of an element, with and without attributes, and VSETATTR alone."""
     s = make_server("--checkpoint-interval", 1)
@@ -231,13 +225,7 @@ def test_update_is_kept(make_server, how):
         w.cmd("VADD", "v", *values(0, 4), "c", "NOQUANT", "SETATTR", "")
         w.cmd("VSETATTR", "v", "d", '{"set":1}')
         before = w.cmd("DEBUG", "DIGEST")
-        if how == "reload":
-            assert w.cmd("DEBUG", "RELOAD") == "OK"
-    if how == "restart":
-        s.restart()
-    elif how == "kill":
-        s.kill()
-        s.start()
+    s.come_back(how)
     with s.wire() as w:
         assert w.cmd("DEBUG", "DIGEST") == before
         vectors = {n: emb(w, "v", n) for n in "abcd"}

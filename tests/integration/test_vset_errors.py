@@ -10,6 +10,9 @@ from kithtest import ReplyError
 INVALID = "ERR invalid vector specification"
 WRONGTYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
 QUANT = "ERR asked quantization mismatch with existing vector set"
+M = "ERR asked M value mismatch with existing vector set"
+DIM = "ERR Vector dimension mismatch"
+OPTION = "ERR invalid option after element"
 LONGEST_NAME = 65535
 
 
@@ -38,16 +41,16 @@ VADD = [
     (["v", "BAD", blob(1, 2, 3), "e"], INVALID + ": 'BAD' is none of FP32, VALUES and TEXT"),
     (["v", "FP32", b"", "e"], INVALID + ": an FP32 blob of 0 bytes"),
     (["v", "FP32", b"12345", "e"], INVALID + ": an FP32 blob of 5 bytes"),
-    (["v", "FP32", blob(1, float("nan"), 3), "e"], INVALID + ": component 1 is not a number"),
-    (["v", "FP32", blob(1, 2, float("inf")), "e"], INVALID + ": component 2 is infinite"),
-    (["v", *values(1, "-inf", 3), "e"], INVALID + ": component 1 is infinite"),
-    (["v", *values(1, 2, "nan"), "e"], INVALID + ": component 2 is 'nan', not a number"),
-    (["v", *values("1e300", 2, 3), "e"], INVALID + ": component 0 is infinite"),
+    (["v", "FP32", blob(1, float("nan"), 3), "e"], INVALID + ": component 2 is not a number"),
+    (["v", "FP32", blob(1, 2, float("inf")), "e"], INVALID + ": component 3 is infinite"),
+    (["v", *values(1, "-inf", 3), "e"], INVALID + ": component 2 is infinite"),
+    (["v", *values(1, 2, "nan"), "e"], INVALID + ": component 3 is 'nan', not a number"),
+    (["v", *values("1e300", 2, 3), "e"], INVALID + ": component 1 is infinite"),
     (["v", *values("3e38", "3e38", 3), "e"], INVALID + ": its length is 4.24264e+38"),
-    (["v", *values(1, "x", 3), "e"], INVALID + ": component 1 is 'x', not a number"),
-    (["v", "VALUES", "x", 1, 2, 3, "e"], INVALID + ": VALUES takes a count first, not 'x'"),
+    (["v", *values(1, "x", 3), "e"], INVALID + ": component 2 is 'x', not a number"),
+    (["v", "VALUES", "x", 1, 2, 3, "e"], INVALID + ": VALUES takes a count first, 1 to 65536, not 'x'"),
     (["v", "VALUES", 0, "e", "f"], INVALID + ": 0 dimensions"),
-    (["v", "VALUES", -3, 1, 2, 3, "e"], INVALID + ": 0 dimensions"),
+    (["v", "VALUES", -3, 1, 2, 3, "e"], INVALID + ": -3 dimensions, 1 to 65536"),
     (["v", "VALUES", 4, 1, 2, 3], INVALID + ": VALUES announces 4 components, 3 arguments follow"),
     (["v", "VALUES", 1 << 30, 1, "e"], INVALID + ": 1073741824 dimensions"),
     (["v", "VALUES", 1 << 70, 1, "e"], INVALID + ": VALUES takes a count first"),
@@ -56,12 +59,12 @@ VADD = [
     (["v", "REDUCE", "x", *V3, "e"], INVALID + ": REDUCE takes a number of dimensions"),
     (["v", "REDUCE", 4, *V3, "e"], INVALID + ": REDUCE to 4 dimensions, but the vector has 3"),
     (["none", "REDUCE", 4, *V3, "e"], INVALID + ": REDUCE to 4 dimensions, but the vector has 3"),
-    (["v", *V3, "e", "BAD"], "ERR invalid option after element"),
-    (["v", *V3, "e", "EF"], "ERR invalid option after element"),
-    (["v", *V3, "e", "M"], "ERR invalid option after element"),
-    (["v", *V3, "e", "SETATTR"], "ERR invalid option after element"),
-    (["v", *V3, "e", "EX"], "ERR invalid option after element"),
-    (["v", *V3, "e", "TRUNCATE"], "ERR invalid option after element"),
+    (["v", *V3, "e", "BAD"], OPTION + ": 'BAD' is none of CAS, NOQUANT"),
+    (["v", *V3, "e", "EF"], OPTION + ": 'EF' takes a value"),
+    (["v", *V3, "e", "M"], OPTION + ": 'M' takes a value"),
+    (["v", *V3, "e", "SETATTR"], OPTION + ": 'SETATTR' takes a value"),
+    (["v", *V3, "e", "EX"], OPTION + ": 'EX' takes a value"),
+    (["v", *V3, "e", "TRUNCATE"], OPTION + ": 'TRUNCATE' goes with TEXT"),
     (["v", *V3, "e", "EF", 0], "ERR invalid EF"),
     (["v", *V3, "e", "EF", 1000001], "ERR invalid EF"),
     (["v", *V3, "e", "EF", "x"], "ERR invalid EF"),
@@ -73,18 +76,18 @@ VADD = [
     (["v", *V3, "e", "EX", 1 << 62], "ERR invalid expire time in 'vadd' command"),
     (["v", *V3, "e", "EX", "x"], "ERR value is not an integer or out of range"),
     (["v", *V3, "e", "EX", 9, "PX", 9], "ERR an element is given one time"),
-    (["v", *V3, "e", "NOQUANT"], QUANT),
+    (["v", *V3, "e", "NOQUANT"], QUANT + ": asked NOQUANT, the set has Q8"),
     (["v", *V3, "e", "BIN"], QUANT),
-    (["v", *V3, "e", "M", 32], "ERR asked M value mismatch with existing vector set"),
-    (["v", *values(1, 2), "e"], "ERR Vector dimension mismatch - got 2 but set has 3"),
-    (["v", *values(1, 2), "e", "M", 32], "ERR asked M value mismatch"),
+    (["v", *V3, "e", "M", 32], M + ": asked 32, the set has 16"),
+    (["v", *values(1, 2), "e"], DIM + " - got 2 but set has 3"),
+    (["v", *values(1, 2), "e", "M", 32], M),
     (["v", *values(1, 2), "e", "M", 32, "BIN"], QUANT),
     (["v", "REDUCE", 3, *V3, "e"], "ERR cannot add projection to existing set without projection"),
     (["v", "REDUCE", 2, *V3, "e"], "ERR cannot add projection to existing set without projection"),
-    (["v", "REDUCE", 2, *values(1, 2), "e"], "ERR Vector dimension mismatch - got 2 but set has 3"),
-    (["reduced", *V3, "e"], "ERR Vector dimension mismatch - got 3 but set has 2"),
-    (["reduced", *values(1, 2), "e"], "ERR Vector dimension mismatch - got 2 but set has 2"),
-    (["reduced", "REDUCE", 1, *V3, "e"], "ERR Vector dimension mismatch - got 3 but set has 2"),
+    (["v", "REDUCE", 2, *values(1, 2), "e"], DIM + " - got 2 but set has 3"),
+    (["reduced", *V3, "e"], f"{DIM} - got 3 but set has 2: it takes REDUCE 2 and vectors of 3"),
+    (["reduced", *values(1, 2), "e"], DIM + " - got 2 but set has 2: it takes REDUCE 2 and"),
+    (["reduced", "REDUCE", 1, *V3, "e"], DIM + " - got 3 but set has 2: it takes REDUCE 2 and"),
     (
         ["reduced", "REDUCE", 2, *values(1, 2, 3, 4), "e"],
         "ERR Input dimension mismatch for projection - got 4 but projection expects 3",
@@ -96,11 +99,11 @@ VADD = [
     (["none", *V3, "e", "SETATTR", '{"a":}'], "ERR attributes"),
     (["v", *V3, "n" * (LONGEST_NAME + 1)], "ERR "),
     (["str", *V3, "e"], WRONGTYPE),
-    (["str", *V3, "e", "BAD"], "ERR invalid option after element"),
+    (["str", *V3, "e", "BAD"], OPTION),
     (["str", "BAD", 3, "e"], INVALID),
-    (["declared", *V3, "e", "Q8"], QUANT),
-    (["declared", *V3, "e", "M", 16], "ERR asked M value mismatch with existing vector set"),
-    (["declared", *values(1, 2), "e"], "ERR Vector dimension mismatch - got 2 but set has 3"),
+    (["declared", *V3, "e", "Q8"], QUANT + ": asked Q8, the set has NOQUANT"),
+    (["declared", *V3, "e", "M", 16], M),
+    (["declared", *values(1, 2), "e"], DIM + " - got 2 but set has 3"),
 ]
 
 VMADD = [
@@ -123,20 +126,20 @@ VMADD = [
     (["v", "FP32", 1 << 20, "e", blob(1, 2, 3)], "ERR VMADD "),
     (
         ["v", "FP32", 2, "e", blob(1, 2, 3), "f", blob(1, 2)],
-        "ERR Vector dimension mismatch - got 2 but set has 3: element 'f'",
+        DIM + " - got 2 but set has 3: element 'f'",
     ),
     (
         ["none", "FP32", 2, "e", blob(1, 2, 3), "f", blob(1, 2)],
-        "ERR Vector dimension mismatch - got 2 but set has 3: element 'f'",
+        DIM + " - got 2 but set has 3: element 'f'",
     ),
-    (["v", "FP32", 1, "e", blob(1, 2)], "ERR Vector dimension mismatch - got 2 but set has 3"),
+    (["v", "FP32", 1, "e", blob(1, 2)], DIM + " - got 2 but set has 3"),
     (
         ["v", "FP32", 2, "e", blob(1, 2, 3), "f", blob(1, 2, float("inf"))],
-        INVALID + ": element 'f': component 2 is infinite",
+        INVALID + ": element 'f': component 3 is infinite",
     ),
     (
         ["v", "VALUES", 2, 3, "e", 1, 2, 3, "f", 1, 2, "x"],
-        INVALID + ": element 'f': component 2 is 'x', not a number",
+        INVALID + ": element 'f': component 3 is 'x', not a number",
     ),
     (
         ["v", "FP32", 2, "ATTRS", "e", blob(1, 2, 3), "{}", "f", blob(1, 2, 3), "{"],
@@ -153,7 +156,7 @@ VMADD = [
     (["v", "NOQUANT", "FP32", 1, "e", blob(1, 2, 3)], QUANT),
     (["v", "REDUCE", 2, "FP32", 1, "e", blob(1, 2, 3)], "ERR cannot add projection"),
     (["none", "REDUCE", 4, "FP32", 1, "e", blob(1, 2, 3)], INVALID + ": element 'e': REDUCE to 4"),
-    (["reduced", "FP32", 1, "e", blob(1, 2, 3)], "ERR Vector dimension mismatch - got 3 but"),
+    (["reduced", "FP32", 1, "e", blob(1, 2, 3)], DIM + " - got 3 but"),
     (["str", "FP32", 1, "e", blob(1, 2, 3)], WRONGTYPE),
 ]
 
@@ -215,8 +218,8 @@ OTHERS = [
     (["VRANDMEMBER", "str", 1], WRONGTYPE),
     (["VRANGE", "v", "-"], arity("vrange")),
     (["VRANGE", "v", "-", "+", 1, 2], arity("vrange")),
-    (["VRANGE", "v", "-", "+", "x"], "ERR invalid COUNT value"),
-    (["VRANGE", "v", "x", "+"], "ERR invalid start range format"),
+    (["VRANGE", "v", "-", "+", "x"], "ERR invalid COUNT value: 'x', it takes a whole number"),
+    (["VRANGE", "v", "x", "+"], "ERR invalid start range format: 'x', it takes [name, (name"),
     (["VRANGE", "v", "[", "+"], "ERR invalid start range format"),
     (["VRANGE", "v", "", "+"], "ERR invalid start range format"),
     (["VRANGE", "v", "-", "x"], "ERR invalid end range format"),

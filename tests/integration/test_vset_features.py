@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vset_numpy
-from kithtest import scaled, wait_until
+from kithtest import WAYS_BACK, scaled, wait_until
 
 METRICS = ["COSINE", "L2", "IP"]
 
@@ -51,6 +51,16 @@ def search(wire, key, query, *options):
     reply = wire.cmd("VSIM", key, *vector, *options, "WITHSCORES")
     assert isinstance(reply, dict), reply
     return [(int(name), float(score)) for name, score in reply.items()]
+
+
+def recall(wire, key, rng, rows, *options):
+    """The share of the nearest ten that searches with these options find."""
+    hits = 0
+    for _ in range(60):
+        query = rows[rng.integers(len(rows))] + 0.3 * rng.standard_normal(rows.shape[1])
+        truth = {row for row, _ in search(wire, key, query, "TRUTH")}
+        hits += len(truth & {row for row, _ in search(wire, key, query, *options)})
+    return hits / 600
 
 
 def check_order(found, right, slack=1e-4):
@@ -126,12 +136,7 @@ def test_recall_by_metric(make_server, metric):
         assert w.cmd("VCREATE", "v", "DIM", dim, "METRIC", metric) == "OK"
         fill(w, "v", rows)
         wait_linked(s, 120)
-        hits = 0
-        for _ in range(50):
-            query = rows[rng.integers(n)] + 0.3 * rng.standard_normal(dim)
-            truth = {row for row, _ in search(w, "v", query, "TRUTH")}
-            hits += len(truth & {row for row, _ in search(w, "v", query)})
-        assert hits >= 0.95 * 500, hits
+        assert recall(w, "v", rng, rows) >= 0.95
 
 
 def test_unlike_vectors_are_refused(wire):
@@ -376,12 +381,7 @@ def test_ef_by_wanted_recall(make_server):
     with s.wire(3, timeout=60) as w:
         fill(w, "v", rows)
         wait_linked(s, 120)
-        hits = 0
-        for _ in range(60):
-            query = rows[rng.integers(n)] + 0.3 * rng.standard_normal(dim)
-            truth = {row for row, _ in search(w, "v", query, "TRUTH")}
-            hits += len(truth & {row for row, _ in search(w, "v", query, "EF", "AUTO", 0.95)})
-        assert hits >= 0.95 * 600, hits
+        assert recall(w, "v", rng, rows, "EF", "AUTO", 0.95) >= 0.95
         for bad in (0, 1.1, "x", ""):
             assert w.cmd("VSIM", "v", "ELE", 1, "EF", "AUTO", bad).startswith("ERR invalid EF")
 
@@ -527,7 +527,7 @@ PASSING = {"max-level", "unlinked", "memory-bytes", "recall-at-10", "recall-samp
 PASSING |= {"recall-by-ef", "hnsw-max-node-uid"}
 
 
-@pytest.mark.parametrize("how", ["reload", "restart", "kill"])
+@pytest.mark.parametrize("how", WAYS_BACK)
 def test_everything_is_kept(make_server, how):
     """Every kind of set, with attributes, times, updates and removals, answers as before."""
     s = make_server("--checkpoint-interval", 1)
@@ -575,13 +575,7 @@ def test_everything_is_kept(make_server, how):
                 assert w.cmd("VMADD", key, *words) == 0
         before = answers(w)
         digest = w.cmd("DEBUG", "DIGEST")
-        if how == "reload":
-            assert w.cmd("DEBUG", "RELOAD") == "OK"
-    if how == "restart":
-        s.restart()
-    elif how == "kill":
-        s.kill()
-        s.start()
+    s.come_back(how)
     with s.wire(3) as w:
         after = answers(w)
         assert before.keys() == after.keys()

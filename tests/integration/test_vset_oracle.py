@@ -32,6 +32,7 @@ class Peer:
         self.wires = {p: Wire(port, protocol=p) for p in (2, 3)}
         info = self.wires[2].cmd("INFO", "server").decode()
         self.is_kith = "kith_version" in info
+        assert self.is_kith or PORT, "the server just started does not say that it is kith"
         digest = self.wires[2].cmd("DEBUG", "DIGEST")
         self.has_digest = not isinstance(digest, ReplyError)
 

@@ -7,13 +7,14 @@ import socket
 import stat
 import threading
 import time
+from functools import partial
 
 import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from kithtest import NULL_ARRAY, ReplyError, Simple, Wire, encode, scaled, wait_until
+from kithtest import NULL_ARRAY, ReplyError, Simple, Wire, encode, scaled, together, wait_until
 
 
 def test_inline_commands(server):
@@ -398,11 +399,7 @@ def test_counters_from_both_threads(server):
                 w.cmds([("INCR", "n")] * 50)
 
     n = scaled(5000, 500) // 50 * 50
-    workers = [threading.Thread(target=count, args=(n,)) for _ in range(6)]
-    for t in workers:
-        t.start()
-    for t in workers:
-        t.join()
+    together([partial(count, n)] * 6)
     with server.wire() as w:
         assert int(w.cmd("GET", "n")) == 6 * n
 

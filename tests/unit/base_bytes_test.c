@@ -148,6 +148,29 @@ static void test_arena(void **state)
     arena_deinit(&a);
 }
 
+static void test_an_array_grows_by_doubling(void **state)
+{
+    (void)state;
+    uint32_t *array = NULL;
+    size_t cap = 0;
+    for (uint32_t n = 0; n < 100; n++) {
+        mem_fail_after(1);
+        uint32_t *grown = mem_grow(array, n, &cap, 3, sizeof *array);
+        mem_fail_after(0);
+        assert_true(n < cap ? grown == array : grown == NULL);
+        array = mem_grow(array, n, &cap, 3, sizeof *array);
+        assert_non_null(array);
+        array[n] = n;
+    }
+    assert_int_equal(cap, 192);
+    for (uint32_t n = 0; n < 100; n++)
+        assert_int_equal(array[n], n);
+    size_t huge = SIZE_MAX / 4;
+    assert_null(mem_grow(array, huge, &huge, 1, sizeof *array));
+    assert_int_equal(huge, SIZE_MAX / 4);
+    mem_free(array);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -158,6 +181,7 @@ int main(void)
         cmocka_unit_test(test_slices),
         cmocka_unit_test(test_utf8),
         cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_an_array_grows_by_doubling),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,4 @@
-#include "tests/unit/unit.h"
+#include "tests/unit/unit_dir.h"
 
 #include <string.h>
 #include <sys/wait.h>
@@ -13,16 +13,8 @@ static char dir[64];
 static int make_dir(void **state)
 {
     (void)state;
-    snprintf(dir, sizeof dir, "/tmp/kith-file-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int remove_dir(void **state)
-{
-    (void)state;
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", dir);
-    return system(command);
+    unit_dir_make(dir);
+    return 0;
 }
 
 static void path_of(char *out, size_t n, const char *name)
@@ -142,5 +134,5 @@ int main(void)
         cmocka_unit_test(test_lock_has_one_holder), cmocka_unit_test(test_errors),
         cmocka_unit_test(test_log_lines),
     };
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, make_dir, NULL);
 }

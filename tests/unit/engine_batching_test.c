@@ -1,14 +1,8 @@
 /* The batching decision, driven by a made-up clock. */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-
-#include <cmocka.h>
-
 #include "base/random.h"
 #include "engine/batching.h"
+#include "tests/unit/unit.h"
 
 enum { BUDGET = 100, WAIT = 300 };
 

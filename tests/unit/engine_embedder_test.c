@@ -3,16 +3,9 @@
 
 #include <math.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include <cmocka.h>
 
 #include "base/clock.h"
 #include "base/file.h"
@@ -20,6 +13,7 @@
 #include "engine/embedder.h"
 #include "engine/wordpiece.h"
 #include "tests/unit/engine_fixture.h"
+#include "tests/unit/unit.h"
 
 enum { N_EMBD = 64, N_CTX = 12 };
 

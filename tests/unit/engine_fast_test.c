@@ -3,16 +3,7 @@
  * of threads; batches of several groups; bad batches; memory that runs out at every allocation.
  */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -21,6 +12,7 @@
 #include "engine/half.h"
 #include "engine/kernels.h"
 #include "engine/pool.h"
+#include "tests/unit/unit.h"
 
 enum { SEED = 7, N_LAYERS = 2, N_VOCAB = 60, N_CTX = 45, TENSORS_MAX = 64, TEXTS_MAX = 50 };
 

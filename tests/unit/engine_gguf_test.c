@@ -1,17 +1,11 @@
 /* The GGUF reader against files that are wrong in one place each, files cut at every length,
  * and allocations that fail. */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-
-#include <cmocka.h>
-
 #include "base/mem.h"
 #include "engine/bert.h"
 #include "engine/wordpiece.h"
 #include "tests/unit/engine_fixture.h"
+#include "tests/unit/unit.h"
 
 static const struct fixture_shape shape = {
     .n_embd = 4, .n_heads = 2, .n_ff = 8, .n_ctx = 16, .n_layers = 1};

@@ -9,18 +9,13 @@
  * minute. */
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
 
 #include "engine/bert.h"
 #include "engine/gguf.h"
 #include "engine/pool.h"
 #include "engine/wordpiece.h"
 #include "tests/unit/engine_golden.h"
+#include "tests/unit/unit.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { REFERENCE_STEP = 50, REFERENCE_STEP_OTHERS = 150, FAST_TEXTS = 60 };

@@ -1,21 +1,13 @@
 /* Every kernel of every instruction set this processor has, against the formula in double
  * precision and against the scalar variant, on random and on extreme inputs. */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <math.h>
 #include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/random.h"
 #include "engine/kernels.h"
+#include "tests/unit/unit.h"
 
 enum { SEED = 20, ROWS_MAX = 14, PANELS_MAX = 3, N_MAX = 1536 };
 

@@ -2,21 +2,14 @@
  * sleeping workers wake; failures at start leave nothing behind. Run under TSan for the rest.
  */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <stdatomic.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/random.h"
 #include "engine/pool.h"
+#include "tests/unit/unit.h"
 
 enum { PARTS_MAX = 300, THREADS_MAX = 5 };
 

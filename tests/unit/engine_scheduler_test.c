@@ -3,22 +3,16 @@
 
 #include <math.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/random.h"
 #include "engine/bert.h"
 #include "engine/scheduler.h"
+#include "tests/unit/unit.h"
 
 enum { DIM = 4, BATCH_TOKENS = 32, MAX_BATCHES = 4096 };
 

@@ -2,18 +2,13 @@
  * and rows read back as floats. */
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #include "base/bytes.h"
 #include "base/random.h"
 #include "engine/half.h"
 #include "engine/tensor.h"
+#include "tests/unit/unit.h"
 
 /* The value of a half by the definition of IEEE 754, in double. */
 static double half_value(uint16_t h)

@@ -2,14 +2,7 @@
  * the file is there, against the expected ids of a published vocabulary. (That the ids of the
  * real model's vocabulary are right is what engine_golden_test asserts.) */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #include "base/file.h"
 #include "base/mem.h"
@@ -18,6 +11,7 @@
 #include "engine/unicode.h"
 #include "engine/wordpiece.h"
 #include "tests/unit/engine_fixture.h"
+#include "tests/unit/unit.h"
 
 #define CONTINUED(s) s
 #define WORD(s) "\xe2\x96\x81" s

@@ -3,20 +3,12 @@
  * room. */
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #include "base/epoch.h"
 #include "base/mem.h"
-#include "base/random.h"
 #include "index/index.h"
+#include "tests/unit/unit.h"
 
 /* Sanitizers slow the kernels down most of all, so their builds take smaller sets: what they
  * look for does not need the size, what recall needs is measured in the release build. */

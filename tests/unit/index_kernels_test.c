@@ -2,18 +2,11 @@
  * vectors, and codes: what encode writes, decode and distances must agree with plain
  * arithmetic. */
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #include "base/random.h"
 #include "index/scratch.h"
+#include "tests/unit/unit.h"
 
 enum { LONGEST = 1100, SEED = 20260 };
 

@@ -1,20 +1,13 @@
 /* The table of commands: every row complete, and the syntax column read as COMMAND DOCS shows
  * it. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #include "base/mem.h"
 #include "protocol/resp_write.h"
 #include "server/command.h"
 #include "server/command_syntax.h"
 #include "server/commands_shared.h"
+#include "tests/unit/unit.h"
 
 static void check_row(const struct command *c, const struct command *parent)
 {

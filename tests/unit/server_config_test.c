@@ -1,16 +1,8 @@
 /* The settings: files as redis.conf has them, options, CONFIG GET/SET/REWRITE, and the
  * refusals. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include <cmocka.h>
 
 #include "base/file.h"
 #include "base/mem.h"
@@ -19,6 +11,7 @@
 #include "server/config_file.h"
 #include "server/config_table.h"
 #include "server/glob.h"
+#include "tests/unit/unit_dir.h"
 
 static char folder[64];
 static char path[128];
@@ -376,18 +369,9 @@ static void running_out_of_memory_leaves_nothing(void **state)
 static int enter(void **state)
 {
     (void)state;
-    snprintf(folder, sizeof folder, "/tmp/kith-config-XXXXXX");
-    if (!mkdtemp(folder))
-        return -1;
+    unit_dir_make(folder);
     snprintf(path, sizeof path, "%s/kith.conf", folder);
     return 0;
-}
-
-static int leave(void **state)
-{
-    (void)state;
-    unlink(path);
-    return rmdir(folder);
 }
 
 int main(void)
@@ -404,5 +388,5 @@ int main(void)
         cmocka_unit_test(get_takes_globs),
         cmocka_unit_test(running_out_of_memory_leaves_nothing),
     };
-    return cmocka_run_group_tests(tests, enter, leave);
+    return cmocka_run_group_tests(tests, enter, NULL);
 }

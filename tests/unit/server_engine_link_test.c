@@ -1,19 +1,11 @@
 /* The engine link against a child process that behaves well, crashes, hangs, talks nonsense or
  * never loads. The child is this very program: started with --model it speaks the engine's side
  * of the wire, and the texts it is given tell it what to do. */
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#include <cmocka.h>
 
 #include "base/clock.h"
 #include "base/hash.h"
@@ -22,6 +14,7 @@
 #include "protocol/resp_read.h"
 #include "protocol/resp_write.h"
 #include "server/engine_link.h"
+#include "tests/unit/unit_dir.h"
 
 enum { DIM = 4 };
 
@@ -397,8 +390,8 @@ static void a_broken_model_is_told_and_tried_again(void **state)
 static void nobody_waits_for_a_slow_load(void **state)
 {
     (void)state;
-    char dir[] = "/tmp/kith-engine-link-XXXXXX", go[64], model[80];
-    assert_non_null(mkdtemp(dir));
+    char dir[64], go[80], model[96];
+    unit_dir_make(dir);
     snprintf(go, sizeof go, "%s/go", dir);
     snprintf(model, sizeof model, "slow:%s", go); /* loads until the file is there */
     struct engine_link *l = open_link(model, 200, 100000);
@@ -418,8 +411,7 @@ static void nobody_waits_for_a_slow_load(void **state)
     engine_link_stats(l, &stats);
     assert_int_equal(stats.restarts, 0);
     engine_link_close(l);
-    unlink(go);
-    rmdir(dir);
+    unit_remove(dir);
 }
 
 static void the_queue_is_bounded(void **state)

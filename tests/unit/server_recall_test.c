@@ -2,7 +2,7 @@
  * set: the same figures as a scan of the test's own, none that a change of the set made up, and
  * no set kept that was dropped. */
 
-#include "tests/unit/unit.h"
+#include "tests/unit/unit_dir.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -214,8 +214,7 @@ static void world_open(struct world *w, uint32_t n, enum vset_keep keep, uint32_
                                        .keep = keep,
                                        .declared = true};
     rng_seed(&w->rng, unit_seed());
-    snprintf(w->dir, sizeof w->dir, "/tmp/kith-recall-XXXXXX");
-    assert_non_null(mkdtemp(w->dir));
+    unit_dir_make(w->dir);
     assert_int_equal(store_open(&w->store, w->dir, &(struct store_options){0}, &e), 0);
     const struct vset_options options = {
         .store = w->store, .tail_max = 64, .on_work = nothing, .on_dirty = nothing};
@@ -232,14 +231,12 @@ static void world_open(struct world *w, uint32_t n, enum vset_keep keep, uint32_
 
 static void world_close(struct world *w)
 {
-    char command[128];
     recall_sampler_stop(w->sampler);
     vset_unref(w->v);
     epoch_synchronize();
     store_close(w->store);
     index_scratch_free(w->scratch);
-    snprintf(command, sizeof command, "rm -rf %s", w->dir);
-    assert_int_equal(system(command), 0);
+    unit_remove(w->dir);
 }
 
 static uint64_t samples(struct world *w, struct recall_figures *f)
@@ -294,6 +291,15 @@ static float farthest_of_ten(struct world *w, const float *vector, float *all)
     return worst;
 }
 
+static void forget(struct recall *r)
+{
+    pthread_mutex_lock(&r->lock);
+    memset(r->grid, 0, sizeof r->grid);
+    memset(&r->own, 0, sizeof r->own);
+    r->n_samples = 0;
+    pthread_mutex_unlock(&r->lock);
+}
+
 /* One query again and again gives what a scan and a walk of the test's own give. */
 static void figures_are_those_of_a_plain_count(enum vset_keep keep)
 {
@@ -304,19 +310,10 @@ static void figures_are_those_of_a_plain_count(enum vset_keep keep)
     world_open(&w, N, keep, 4);
     for (int round = 0; round < 3; round++) {
         random_vector(&w.rng, vector);
-        struct recall *r = vset_recall(w.v);
-        pthread_mutex_lock(&r->lock);
-        memset(r->grid, 0, sizeof r->grid);
-        memset(&r->own, 0, sizeof r->own);
-        r->n_samples = 0;
-        pthread_mutex_unlock(&r->lock);
+        forget(vset_recall(w.v));
         /* What still waits is of the query before: its figures are gone when it is over. */
         sample(&w, vector, EF, 1);
-        pthread_mutex_lock(&r->lock);
-        memset(r->grid, 0, sizeof r->grid);
-        memset(&r->own, 0, sizeof r->own);
-        r->n_samples = 0;
-        pthread_mutex_unlock(&r->lock);
+        forget(vset_recall(w.v));
         sample(&w, vector, EF, 3);
         samples(&w, &f);
         float *all = mem_alloc_n(index_slots(vset_index(w.v)), sizeof *all);

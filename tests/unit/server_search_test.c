@@ -1,7 +1,7 @@
 /* The searches of a vector set against a plain model: every metric, full vectors kept or not,
  * filters of every share, elements whose time has come, pages, radius, several vectors; and
  * under updates. */
-#include "tests/unit/unit.h"
+#include "tests/unit/unit_dir.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -116,8 +116,7 @@ static void world_open(struct world *w, enum index_quant quant, enum index_metri
     struct err e;
     memset(w, 0, sizeof *w);
     rng_seed(&w->r, unit_seed());
-    snprintf(w->dir, sizeof w->dir, "/tmp/kith-search-XXXXXX");
-    assert_non_null(mkdtemp(w->dir));
+    unit_dir_make(w->dir);
     assert_int_equal(store_open(&w->store, w->dir, &(struct store_options){0}, &e), 0);
     struct vset_options options = {
         .store = w->store, .tail_max = 4096, .on_work = nothing, .on_dirty = nothing};
@@ -137,14 +136,12 @@ static void world_open(struct world *w, enum index_quant quant, enum index_metri
 
 static void world_close(struct world *w)
 {
-    char command[128];
     vset_unref(w->v);
     epoch_synchronize();
     store_close(w->store);
     index_scratch_free(w->scratch);
     arena_deinit(&w->arena);
-    snprintf(command, sizeof command, "rm -rf %s", w->dir);
-    assert_int_equal(system(command), 0);
+    unit_remove(w->dir);
 }
 
 /* --- asking --- */

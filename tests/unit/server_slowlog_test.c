@@ -1,19 +1,12 @@
 /* The slow log and the totals of commands and errors. */
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #include "base/mem.h"
 #include "server/config.h"
 #include "server/net_private.h"
 #include "server/slowlog.h"
+#include "tests/unit/unit.h"
 
 static struct config *config;
 static struct connection conn = {.peer = "127.0.0.1:1234"};

@@ -96,10 +96,10 @@ static void what_is_wrong_is_named(void **state)
     struct vector_arg a;
     SAY(f, "VADD", "k", "VALUES", "2", "1", "inf", "e");
     assert_false(vector_arg_parse(&f->c, 2, &a));
-    assert_refused(f, "-ERR invalid vector specification: component 1 is infinite");
+    assert_refused(f, "-ERR invalid vector specification: component 2 is infinite");
     SAY(f, "VADD", "k", "VALUES", "2", "1", "two", "e");
     assert_false(vector_arg_parse(&f->c, 2, &a));
-    assert_refused(f, "-ERR invalid vector specification: component 1 is 'two', not a number");
+    assert_refused(f, "-ERR invalid vector specification: component 2 is 'two', not a number");
     SAY(f, "VADD", "k", "VALUES", "9223372036854775807", "1");
     assert_false(vector_arg_parse(&f->c, 2, &a));
     assert_refused(f,
@@ -109,7 +109,7 @@ static void what_is_wrong_is_named(void **state)
     assert_refused(f, "-ERR invalid vector specification: a vector is FP32");
     SAY(f, "VMADD", "k", "1", "x");
     assert_false(vector_arg_parse_numbers(&f->c, 2, 2, slice_of("name"), &a));
-    assert_refused(f, "-ERR invalid vector specification: element 'name': component 1 is 'x'");
+    assert_refused(f, "-ERR invalid vector specification: element 'name': component 2 is 'x'");
     SAY(f, "VADD", "k", "TEXT", "words", "e");
     assert_false(vector_arg_parse(&f->c, 2, &a)); /* nobody has embedded it */
     assert_refused(f, "-ENGINE ");

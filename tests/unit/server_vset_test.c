@@ -1,7 +1,7 @@
 /* A vector set against a plain model: adds, updates, attributes, times, removals, in any order,
  * with checkpoints that take their time or fail, sets opened again from the store, and memory
  * that runs out anywhere. */
-#include "tests/unit/unit.h"
+#include "tests/unit/unit_dir.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -15,7 +15,7 @@
 #include "server/attributes.h"
 #include "server/vset.h"
 
-enum { NAMES = 150, STEPS = 15000, DIM = 6, SET_ID = 3, VERIFY_EVERY = 40, NAME_MAX = 400 };
+enum { NAMES = 150, STEPS = 15000, DIM = 6, SET_ID = 3, VERIFY_EVERY = 40, NAME_BYTES = 400 };
 
 struct model {
     bool exists;
@@ -46,11 +46,11 @@ static void nothing(void *arg, struct vset *v)
 }
 
 /* Names of many lengths, some the beginning of others, some with a NUL inside. */
-static struct slice name_of(uint32_t i, char out[NAME_MAX])
+static struct slice name_of(uint32_t i, char out[NAME_BYTES])
 {
     static const size_t lengths[] = {1, 3, 27, 28, 29, 30, 56, 57, 100, 399};
     size_t n = lengths[i % 10];
-    memset(out, 'a' + (int)(i % 3), NAME_MAX);
+    memset(out, 'a' + (int)(i % 3), NAME_BYTES);
     if (i % 7 == 0 && n > 3)
         out[n / 2] = '\0';
     for (size_t k = 0, v = i; k < n && k < 4; k++, v /= 16)
@@ -79,8 +79,7 @@ static void world_open(struct world *w, enum vset_keep keep, enum index_kind kin
 {
     struct err e;
     rng_seed(&w->r, unit_seed());
-    snprintf(w->dir, sizeof w->dir, "/tmp/kith-vset-XXXXXX");
-    assert_non_null(mkdtemp(w->dir));
+    unit_dir_make(w->dir);
     assert_int_equal(store_open(&w->store, w->dir, &(struct store_options){0}, &e), 0);
     w->options = (struct vset_options){
         .store = w->store, .tail_max = 64, .on_work = nothing, .on_dirty = nothing};
@@ -95,15 +94,13 @@ static void world_open(struct world *w, enum vset_keep keep, enum index_kind kin
 
 static void world_close(struct world *w)
 {
-    char command[128];
     if (w->is_frozen)
         vset_settle(w->v, false);
     vset_unref(w->v);
     epoch_synchronize();
     store_close(w->store);
     index_scratch_free(w->scratch);
-    snprintf(command, sizeof command, "rm -rf %s", w->dir);
-    assert_int_equal(system(command), 0);
+    unit_remove(w->dir);
 }
 
 /* --- what must hold --- */
@@ -122,7 +119,7 @@ static bool alive(const struct world *w, const struct model *m)
 static void check_element(struct world *w, uint32_t i)
 {
     const struct model *m = &w->now[i];
-    char name[NAME_MAX], json[9000], text[64];
+    char name[NAME_BYTES], json[9000], text[64];
     float vector[DIM];
     uint32_t slot;
     struct err e;
@@ -175,7 +172,7 @@ static void check_info(struct world *w)
 
 static int by_name(const void *a, const void *b)
 {
-    char x[NAME_MAX], y[NAME_MAX];
+    char x[NAME_BYTES], y[NAME_BYTES];
     struct slice left = name_of(*(const uint32_t *)a, x),
                  right = name_of(*(const uint32_t *)b, y);
     int c = memcmp(left.p, right.p, left.n < right.n ? left.n : right.n);
@@ -192,7 +189,7 @@ static void check_range(struct world *w)
 {
     uint32_t from_i = (uint32_t)rng_below(&w->r, NAMES),
              to_i = (uint32_t)rng_below(&w->r, NAMES);
-    char from_name[NAME_MAX], to_name[NAME_MAX], name[NAME_MAX];
+    char from_name[NAME_BYTES], to_name[NAME_BYTES], name[NAME_BYTES];
     struct vset_bound from = {name_of(from_i, from_name), rng_below(&w->r, 2),
                               rng_below(&w->r, 2)};
     struct vset_bound to = {name_of(to_i, to_name), rng_below(&w->r, 2), rng_below(&w->r, 2)};
@@ -248,7 +245,7 @@ static void verify(struct world *w)
 static void change(struct world *w, uint32_t i, bool failing)
 {
     struct model m = w->now[i];
-    char name[NAME_MAX], json[9000], text[64];
+    char name[NAME_BYTES], json[9000], text[64];
     struct slice json_slice, text_slice;
     bool sets = rng_below(&w->r, 2);
     m.exists = true;
@@ -292,7 +289,7 @@ static void change(struct world *w, uint32_t i, bool failing)
 
 static void set_attributes(struct world *w, uint32_t i, bool failing)
 {
-    char name[NAME_MAX], json[9000];
+    char name[NAME_BYTES], json[9000];
     struct err e;
     int given = rng_below(&w->r, 4) == 0 ? 0 : 2 + (int)rng_below(&w->r, 1000);
     if (failing)
@@ -310,7 +307,7 @@ static void set_attributes(struct world *w, uint32_t i, bool failing)
 
 static void take_away(struct world *w, uint32_t i, bool failing)
 {
-    char name[NAME_MAX];
+    char name[NAME_BYTES];
     struct err e;
     if (failing)
         mem_fail_after(1 + (long)rng_below(&w->r, 4));
@@ -326,7 +323,7 @@ static void take_away(struct world *w, uint32_t i, bool failing)
 
 static uint32_t index_of(const struct slice *name)
 {
-    char other[NAME_MAX];
+    char other[NAME_BYTES];
     for (uint32_t i = 0; i < NAMES; i++)
         if (slice_equal(*name, name_of(i, other)))
             return i;
@@ -500,15 +497,15 @@ static void test_model_keeping_f16_flat(void **state)
 /* The table of names is split, and the order of names too, only when there are thousands. */
 enum { MANY = 150000, MANY_STEP = 7 };
 
-static struct slice many_name(uint32_t i, char out[NAME_MAX])
+static struct slice many_name(uint32_t i, char out[NAME_BYTES])
 {
     return (struct slice){out,
-                          (size_t)snprintf(out, NAME_MAX, "%s:%08u", i % 2 ? "x" : "xy", i)};
+                          (size_t)snprintf(out, NAME_BYTES, "%s:%08u", i % 2 ? "x" : "xy", i)};
 }
 
 static void many_add(struct world *w, uint32_t i)
 {
-    char name[NAME_MAX];
+    char name[NAME_BYTES];
     bool added;
     const float vector[DIM] = {1, (float)i};
     struct vset_element x = {.name = many_name(i, name), .vector = vector};
@@ -521,7 +518,7 @@ static void many_add(struct world *w, uint32_t i)
 static void many_check(struct world *w, uint32_t n, uint32_t of, uint32_t *slots)
 {
     const struct vset_bound all = {.all = true};
-    char name[NAME_MAX];
+    char name[NAME_BYTES];
     uint32_t slot, at = 0;
     struct err e;
     assert_int_equal(vset_range(w->v, 0, &all, &all, MANY, slots, &e), vset_count(w->v));
@@ -543,7 +540,7 @@ static void test_many(void **state)
     (void)state;
     struct world *w = calloc(1, sizeof *w);
     uint32_t *slots = calloc(MANY, sizeof *slots);
-    char name[NAME_MAX];
+    char name[NAME_BYTES];
     struct vset_info info;
     world_open(w, VSET_KEEP_NONE, INDEX_FLAT);
     /* The number of an element and of its turn have no common factor with each other. */
@@ -627,10 +624,10 @@ struct crowd {
     _Atomic uint64_t n_read, n_wrong;
 };
 
-static struct slice crowd_name(uint32_t i, char out[NAME_MAX])
+static struct slice crowd_name(uint32_t i, char out[NAME_BYTES])
 {
-    return (struct slice){
-        out, (size_t)snprintf(out, NAME_MAX, "element number %u%*s", i, (int)(i % 3) * 20, "")};
+    return (struct slice){out, (size_t)snprintf(out, NAME_BYTES, "element number %u%*s", i,
+                                                (int)(i % 3) * 20, "")};
 }
 
 static struct slice crowd_json(struct rng *r, uint32_t i, char out[9000])
@@ -723,7 +720,7 @@ static void *checkpoint_main(void *arg)
 
 static void crowd_change(struct crowd *c, struct rng *r, bool exists[CROWD])
 {
-    char name[NAME_MAX], json[9000];
+    char name[NAME_BYTES], json[9000];
     uint32_t i = (uint32_t)rng_below(r, CROWD);
     float vector[DIM];
     for (int k = 0; k < DIM; k++)

@@ -140,9 +140,9 @@ static void test_model(void **unused)
 {
     (void)unused;
     struct rng r;
-    rng_seed(&r, test_seed());
+    rng_seed(&r, unit_seed());
     struct world *w = calloc(1, sizeof *w);
-    test_dir_make(w->dir);
+    unit_dir_make(w->dir);
     open_world(w);
     for (int round = 0; round < 60; round++) {
         mutate(w, &r, (int)rng_below(&r, 60));
@@ -159,7 +159,7 @@ static void test_model(void **unused)
     }
     check_all(w);
     close_world(w);
-    test_remove(w->dir);
+    unit_remove(w->dir);
     free(w);
 }
 
@@ -249,8 +249,8 @@ static void test_readers(void **unused)
     char dir[64];
     struct err e = {0};
     struct store *store;
-    struct shared s = {.owner = PTHREAD_MUTEX_INITIALIZER, .seed = test_seed()};
-    test_dir_make(dir);
+    struct shared s = {.owner = PTHREAD_MUTEX_INITIALIZER, .seed = unit_seed()};
+    unit_dir_make(dir);
     uint32_t n = 0;
     for (int life = 0; life < 3; life++) {
         assert_ok(store_open(&store, dir, &small, &e));
@@ -281,7 +281,7 @@ static void test_readers(void **unused)
     }
     assert_int_equal(atomic_load(&s.bad), 0);
     assert_true(atomic_load(&s.reads) > 0);
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 /* --- out of memory --- */
@@ -335,7 +335,7 @@ static void test_out_of_memory(void **unused)
     (void)unused;
     char dir[64];
     uint32_t n = 0;
-    test_dir_make(dir);
+    unit_dir_make(dir);
     assert_int_equal(small_life(dir, 0, &n), 0);
     for (long fail = 1;; fail++) {
         uint32_t before = n;
@@ -348,7 +348,7 @@ static void test_out_of_memory(void **unused)
         assert_true(fail < 1000);
     }
     assert_int_equal(small_life(dir, n, &n), 0);
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 static void test_damage(void **unused)
@@ -359,7 +359,7 @@ static void test_damage(void **unused)
     struct store *s;
     struct chunks *c;
     uint32_t n = 0;
-    test_dir_make(dir);
+    unit_dir_make(dir);
     assert_int_equal(small_life(dir, 0, &n), 0);
     /* An array that remembers more, or fewer, records than are stored. */
     for (uint32_t wrong = n - 1; wrong <= n + 2000; wrong += wrong < n ? 2 : 1999) {
@@ -382,7 +382,7 @@ static void test_damage(void **unused)
     assert_null(records_writable(chunks_records(c), 0, &e));
     chunks_free(c);
     store_close(s);
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 int main(void)

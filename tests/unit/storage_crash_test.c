@@ -235,13 +235,13 @@ static uint64_t verify(const char *dir, enum wal_sync sync, uint64_t told)
 static void test_random_kills(void **unused)
 {
     (void)unused;
-    uint64_t seed = test_seed(), total = 0;
+    uint64_t seed = unit_seed(), total = 0;
     const char *more = getenv("CYCLES");
     int cycles = more ? atoi(more) : 100 / SHRINK;
     struct rng r;
     rng_seed(&r, seed);
     char dir[64];
-    test_dir_make(dir);
+    unit_dir_make(dir);
     for (int i = 0; i < cycles; i++) {
         enum wal_sync sync = (enum wal_sync)(i % 3);
         bool ended;
@@ -251,7 +251,7 @@ static void test_random_kills(void **unused)
     }
     print_message("%llu records through %d kills\n", (unsigned long long)total, cycles);
     assert_true(total > 100);
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 /* Killed at, or failed by, each system call of a short life in turn. */
@@ -259,17 +259,17 @@ static void test_each_call(void **unused)
 {
     (void)unused;
     static const int errnums[] = {0, EIO, ENOSPC};
-    uint64_t seed = test_seed();
+    uint64_t seed = unit_seed();
     for (int how = 0; how < 3; how++) {
         char dir[64];
         int points = 0;
         bool ended = false;
-        test_dir_make(dir);
+        unit_dir_make(dir);
         for (long nth = 1; nth < 400; nth += (1 + nth / 30) * SHRINK) {
             enum wal_sync sync = (enum wal_sync)(nth % 3);
             /* A new store now and then, so that its making is interrupted too. */
             if (nth < 60 || nth % 7 == 0)
-                test_remove(dir);
+                unit_remove(dir);
             mkdir(dir, 0755);
             uint64_t told =
                 run(dir, sync, 40, seed + (uint64_t)nth, 0, nth, errnums[how], &ended);
@@ -278,7 +278,7 @@ static void test_each_call(void **unused)
         }
         print_message("%d points with %s\n", points,
                       errnums[how] ? strerror(errnums[how]) : "SIGKILL");
-        test_remove(dir);
+        unit_remove(dir);
     }
 }
 
@@ -292,12 +292,12 @@ static void damage(const char *dir, struct rng *r)
     uint64_t total = 0, bytes = 0;
     for (int i = 0; i < 2; i++) {
         char part[512];
-        assert_true(test_join(part, dir, parts[i]));
+        assert_true(unit_path(part, dir, parts[i]));
         DIR *d = opendir(part);
         struct dirent *entry;
         while ((entry = readdir(d)) != NULL) {
             struct stat st;
-            if (!test_join(inner, part, entry->d_name) || stat(inner, &st) != 0 ||
+            if (!unit_path(inner, part, entry->d_name) || stat(inner, &st) != 0 ||
                 (!strstr(inner, ".wal") && !strstr(inner, "data.mdb") &&
                  !strstr(inner, "durable")))
                 continue;
@@ -333,19 +333,19 @@ static void test_damaged_copies(void **unused)
 {
     (void)unused;
     struct rng r;
-    rng_seed(&r, test_seed());
+    rng_seed(&r, unit_seed());
     const char *more = getenv("COPIES");
     int copies = more ? atoi(more) : 400 / SHRINK, refused = 0, found = 0;
     char made[64], dir[64];
-    test_dir_make(made);
-    test_dir_make(dir);
+    unit_dir_make(made);
+    unit_dir_make(dir);
     bool ended;
     run(made, WAL_SYNC_ALWAYS, 400, rng_next(&r), 0, 0, 0, &ended);
     uint64_t told = verify(made, WAL_SYNC_ALWAYS, 0);
     for (int i = 0; i < copies; i++) {
         struct side d;
         struct err e = {0};
-        test_remove(dir);
+        unit_remove(dir);
         test_copy(made, dir);
         damage(dir, &r);
         if (open_side(&d, dir, (enum wal_sync)(i % 3), &e) != 0) {
@@ -374,8 +374,8 @@ static void test_damaged_copies(void **unused)
     }
     print_message("of %d: %d refused, %d found when read\n", copies, refused, found);
     assert_true(refused > copies / 10);
-    test_remove(made);
-    test_remove(dir);
+    unit_remove(made);
+    unit_remove(dir);
 }
 
 int main(void)

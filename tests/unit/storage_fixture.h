@@ -1,76 +1,23 @@
 #pragma once
-/* What the storage tests share: a seed, a directory that goes away, and faults in system calls.
+/* What the storage tests share: copies of directories, and faults in system calls.
  *
  * The fault hooks define pwrite, fdatasync, fsync, fallocate, rename and open in the test
  * program itself, so that the linker prefers them to libc's, for our library and for LMDB's.
  * Armed, the n-th call of the chosen kinds, and all after it until disarmed, fail with an errno
  * or end the process. */
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 #include "base/error.h"
 #include "base/file.h"
-#include "base/random.h"
-
-static inline uint64_t test_seed(void)
-{
-    const char *given = getenv("SEED");
-    uint64_t seed = given ? strtoull(given, NULL, 0) : rng_entropy();
-    printf("SEED=%llu\n", (unsigned long long)seed);
-    return seed;
-}
-
-/* In memory where there is room, since most tests sync a lot and do not mean the disk. */
-static inline void test_dir_make(char out[64])
-{
-    struct statvfs v;
-    bool roomy = statvfs("/dev/shm", &v) == 0 && v.f_bavail * v.f_frsize > (512u << 20) &&
-                 access("/dev/shm", W_OK) == 0;
-    snprintf(out, 64, "%s/kith-storage-XXXXXX", roomy ? "/dev/shm" : "/tmp");
-    assert_non_null(mkdtemp(out));
-}
-
-static inline bool test_join(char out[512], const char *dir, const char *name)
-{
-    return strcmp(name, ".") != 0 && strcmp(name, "..") != 0 &&
-           snprintf(out, 512, "%s/%s", dir, name) < 512;
-}
-
-static inline void test_remove(const char *path)
-{
-    DIR *d = opendir(path);
-    if (!d) {
-        unlink(path);
-        return;
-    }
-    struct dirent *entry;
-    while ((entry = readdir(d)) != NULL) {
-        char inner[512];
-        if (test_join(inner, path, entry->d_name))
-            test_remove(inner);
-    }
-    closedir(d);
-    rmdir(path);
-}
+#include "tests/unit/unit_dir.h"
 
 static inline void test_copy(const char *from, const char *to)
 {
@@ -90,7 +37,7 @@ static inline void test_copy(const char *from, const char *to)
     struct dirent *entry;
     while ((entry = readdir(d)) != NULL) {
         char a[512], b[512];
-        if (test_join(a, from, entry->d_name) && test_join(b, to, entry->d_name))
+        if (unit_path(a, from, entry->d_name) && unit_path(b, to, entry->d_name))
             test_copy(a, b);
     }
     closedir(d);

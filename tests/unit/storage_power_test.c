@@ -333,7 +333,7 @@ static void write_image(const char *dir, const struct image *image, int cut, str
         wal_mark_encode(bytes, load_u64(bytes + 16), load_u64(bytes + 24), other_boot);
     char wal[80], path[512];
     snprintf(wal, sizeof wal, "%s/wal", dir);
-    assert_true(test_join(path, wal, image->name));
+    assert_true(unit_path(path, wal, image->name));
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
     assert_true(fd >= 0);
     assert_int_equal(pwrite(fd, bytes, size, 0), size);
@@ -364,7 +364,7 @@ static void check_cut(const char *dir, int cut, struct rng *r)
         if (ops[i].kind == TRIMMED && ops[i].offset > trimmed)
             trimmed = ops[i].offset;
     }
-    test_remove(dir);
+    unit_remove(dir);
     mkdir(dir, 0755);
     snprintf(wal, sizeof wal, "%s/wal", dir);
     mkdir(wal, 0755);
@@ -386,13 +386,13 @@ static void check_cut(const char *dir, int cut, struct rng *r)
 static void test_cuts(void **unused)
 {
     (void)unused;
-    uint64_t seed = test_seed();
+    uint64_t seed = unit_seed();
     struct rng r;
     rng_seed(&r, seed);
     for (int mode = WAL_SYNC_ALWAYS; mode <= WAL_SYNC_NO; mode++) {
         char dir[64], after[64];
-        test_dir_make(dir);
-        test_dir_make(after);
+        unit_dir_make(dir);
+        unit_dir_make(after);
         n_ops = n_files = 0;
         live(dir, (enum wal_sync)mode, seed);
         int recorded = n_ops, first = 0, cuts = 0;
@@ -404,8 +404,8 @@ static void test_cuts(void **unused)
         print_message("mode %d: %d operations, %d cuts\n", mode, recorded, cuts);
         for (int i = 0; i < recorded; i++)
             free(ops[i].data);
-        test_remove(dir);
-        test_remove(after);
+        unit_remove(dir);
+        unit_remove(after);
     }
 }
 

@@ -171,12 +171,12 @@ static void test_model(void **unused)
 {
     (void)unused;
     struct rng r;
-    rng_seed(&r, test_seed());
+    rng_seed(&r, unit_seed());
     char dir[64];
     struct store *s;
     struct model m = {0};
     struct err e = {0};
-    test_dir_make(dir);
+    unit_dir_make(dir);
     for (int life = 0; life < 20; life++) {
         assert_ok(store_open(&s, dir, &small, &e));
         struct store *other;
@@ -194,7 +194,7 @@ static void test_model(void **unused)
     assert_ok(store_open(&s, dir, &(struct store_options){.read_only = true}, &e));
     assert_int_equal(compare(s, &m), 0);
     store_close(s);
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 /* Every system call of a checkpoint fails once: nothing changes, and the store goes on. */
@@ -202,13 +202,13 @@ static void test_failed_calls(void **unused)
 {
     (void)unused;
     struct rng r;
-    rng_seed(&r, test_seed());
+    rng_seed(&r, unit_seed());
     char dir[64];
     struct store *s;
     struct model m = {0};
     struct err e = {0};
     int failures = 0;
-    test_dir_make(dir);
+    unit_dir_make(dir);
     assert_ok(store_open(&s, dir, &small, &e));
     assert_ok(checkpoint(s, &r, &m, true, &e));
     for (int errnum = EIO, round = 0; round < 2; errnum = ENOSPC, round++) {
@@ -244,7 +244,7 @@ static void test_failed_calls(void **unused)
     assert_true(failures > 4);
     print_message("%d checkpoints failed\n", failures);
     store_close(s);
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 /* --- damage --- */
@@ -285,13 +285,13 @@ static void test_damaged_copies(void **unused)
 {
     (void)unused;
     struct rng r;
-    rng_seed(&r, test_seed());
+    rng_seed(&r, unit_seed());
     char made[64], dir[64], path[128];
     struct store *s;
     struct model m = {0};
     struct err e = {0};
-    test_dir_make(made);
-    test_dir_make(dir);
+    unit_dir_make(made);
+    unit_dir_make(dir);
     assert_ok(store_open(&s, made, &small, &e));
     for (int i = 0; i < 12; i++)
         assert_ok(checkpoint(s, &r, &m, true, &e));
@@ -301,7 +301,7 @@ static void test_damaged_copies(void **unused)
     int refused = 0, found = 0, irrelevant = 0;
     for (int i = 0; i < 700; i++) {
         struct model now = m;
-        test_remove(dir);
+        unit_remove(dir);
         test_copy(made, dir);
         damage(path, &r, bytes);
         int rc = store_open(&s, dir, &small, &e);
@@ -326,8 +326,8 @@ static void test_damaged_copies(void **unused)
     print_message("of 700: %d refused at open, %d found when read, %d without effect\n",
                   refused, found, irrelevant);
     assert_true(refused > 100 && found > 20 && irrelevant > 20);
-    test_remove(made);
-    test_remove(dir);
+    unit_remove(made);
+    unit_remove(dir);
 }
 
 /* The file is cut while the store has it open: reads fail, plain reads see zeros, and nobody
@@ -343,7 +343,7 @@ static void test_cut_while_open(void **unused)
     struct buf b;
     static char value[VALUE_MAX];
     buf_init(&b);
-    test_dir_make(dir);
+    unit_dir_make(dir);
     assert_ok(store_open(&s, dir, &small, &e));
     assert_ok(chunks_open(&c, s, 1, 64, 0, &e));
     assert_ok(records_grow(chunks_records(c), 5000, &e));
@@ -373,7 +373,7 @@ static void test_cut_while_open(void **unused)
     store_close(s);
     assert_int_equal(store_open(&s, dir, &small, &e), KITH_ECORRUPT);
     buf_deinit(&b);
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 /* The same where LMDB itself meets the end of the file, in a read and in a checkpoint. */
@@ -386,7 +386,7 @@ static void test_cut_under_lmdb(void **unused)
         struct store *s;
         struct store_write *w;
         struct err e = {0};
-        test_dir_make(dir);
+        unit_dir_make(dir);
         assert_ok(store_open(&s, dir, &small, &e));
         assert_ok(store_begin(s, &w, &e));
         for (uint32_t i = 0; i < 3000; i++)
@@ -419,7 +419,7 @@ static void test_cut_under_lmdb(void **unused)
         assert_int_equal(waitpid(pid, &status, 0), pid);
         assert_int_equal(status, 0);
         store_close(s);
-        test_remove(dir);
+        unit_remove(dir);
     }
 }
 
@@ -435,7 +435,7 @@ static void test_little_address_space(void **unused)
     char dir[64];
     struct store *s;
     struct err e = {0};
-    test_dir_make(dir);
+    unit_dir_make(dir);
     assert_int_equal(getrlimit(RLIMIT_AS, &old), 0);
     little = old;
     little.rlim_cur = (rlim_t)3 << 30;
@@ -444,7 +444,7 @@ static void test_little_address_space(void **unused)
     assert_int_equal(setrlimit(RLIMIT_AS, &old), 0);
     assert_ok(rc);
     store_close(s);
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 static uint64_t blocks_bytes(const char *dir)
@@ -478,7 +478,7 @@ static void test_trim(void **unused)
     char dir[64];
     struct store *s;
     struct err e = {0};
-    test_dir_make(dir);
+    unit_dir_make(dir);
     assert_ok(store_open(&s, dir, &small, &e));
     for (char fill = 'a'; fill < 'f'; fill++)
         put_large(s, N, fill);
@@ -512,7 +512,7 @@ static void test_trim(void **unused)
         assert_ok(store_open(&s, dir, &small, &e));
     }
     store_close(s);
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 int main(void)

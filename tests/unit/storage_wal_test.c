@@ -76,14 +76,14 @@ static void test_modes(void **unused)
 {
     (void)unused;
     struct rng r;
-    rng_seed(&r, test_seed());
+    rng_seed(&r, unit_seed());
     struct err e = {0};
     for (int mode = WAL_SYNC_ALWAYS; mode <= WAL_SYNC_NO; mode++) {
         char dir[64];
         struct wal *w;
         struct wal_options o = {.sync = (enum wal_sync)mode, .segment_bytes = SMALL_SEGMENT};
         uint64_t last = 0, trimmed = 0;
-        test_dir_make(dir);
+        unit_dir_make(dir);
         for (int life = 0; life < 12; life++) {
             assert_int_equal(reopen(dir, &o, 3000, trimmed, &w), last);
             for (uint64_t n = rng_below(&r, 60); n > 0; n--) {
@@ -107,7 +107,7 @@ static void test_modes(void **unused)
             assert_ok(wal_close(w, &e));
         }
         assert_int_equal(wal_check(dir, trimmed, NULL, NULL, &e), 0);
-        test_remove(dir);
+        unit_remove(dir);
     }
 }
 
@@ -118,7 +118,7 @@ static void test_sizes(void **unused)
     struct wal *w;
     struct err e = {0};
     struct wal_options o = {.sync = WAL_SYNC_ALWAYS, .segment_bytes = SMALL_SEGMENT};
-    test_dir_make(dir);
+    unit_dir_make(dir);
     reopen(dir, &o, 100000, 0, &w);
     /* Records larger than a segment, and more than one replacement of an empty segment. */
     for (int i = 0; i < 30; i++)
@@ -140,7 +140,7 @@ static void test_sizes(void **unused)
     assert_int_equal(wal_open(&other, dir, &o, 0, &e), KITH_EBUSY);
     assert_ok(wal_close(w, &e));
     assert_int_equal(reopen(dir, &o, 100000, 0, NULL), 33);
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 /* --- many appenders --- */
@@ -206,7 +206,7 @@ static void test_appenders(void **unused)
                                 .segment_bytes = 16 << 10,
                                 .on_advance = on_advance,
                                 .arg = &c};
-        test_dir_make(dir);
+        unit_dir_make(dir);
         assert_ok(wal_open(&c.w, dir, &o, 0, &e));
         pthread_t threads[WRITERS];
         for (int i = 0; i < WRITERS; i++)
@@ -229,7 +229,7 @@ static void test_appenders(void **unused)
         assert_ok(wal_replay(c.w, 0, count_records, &n, &e));
         assert_int_equal(n, WRITERS * EACH * 3 / 2);
         assert_ok(wal_close(c.w, &e));
-        test_remove(dir);
+        unit_remove(dir);
     }
 }
 
@@ -291,7 +291,7 @@ static int list_files(const char *dir, struct victim *out, int max)
     while (n < max && (entry = readdir(d)) != NULL) {
         struct stat st;
         char path[512];
-        if (!test_join(path, wal, entry->d_name) || strcmp(entry->d_name, "lock") == 0)
+        if (!unit_path(path, wal, entry->d_name) || strcmp(entry->d_name, "lock") == 0)
             continue;
         assert_int_equal(stat(path, &st), 0);
         memcpy(out[n].name, path, sizeof path);
@@ -314,8 +314,8 @@ static void test_bit_flips(void **unused)
     (void)unused;
     char made[64], dir[64];
     struct victim files[8];
-    test_dir_make(made);
-    test_dir_make(dir);
+    unit_dir_make(made);
+    unit_dir_make(dir);
     uint64_t last = make_small(made, 4, 150);
     int n_files = list_files(made, files, 8), errors = 0, runs = 0;
     for (int f = 0; f < n_files; f++) {
@@ -324,7 +324,7 @@ static void test_bit_flips(void **unused)
             if (at > 2200 && at % 37)
                 continue;
             char path[512], byte;
-            test_remove(dir);
+            unit_remove(dir);
             test_copy(made, dir);
             snprintf(path, sizeof path, "%s%s", dir, files[f].name + strlen(made));
             int fd = open(path, O_RDONLY);
@@ -340,8 +340,8 @@ static void test_bit_flips(void **unused)
     }
     print_message("%d of %d flips were refused, the rest did not matter\n", errors, runs);
     assert_true(errors > 1000 && errors < runs);
-    test_remove(made);
-    test_remove(dir);
+    unit_remove(made);
+    unit_remove(dir);
 }
 
 /* The file cut, or zeroed from a byte on, with the mark and without. */
@@ -350,15 +350,15 @@ static void test_torn(void **unused)
     (void)unused;
     char made[64], dir[64], segment[128], mark[128];
     static const char zeros[SMALL_SEGMENT];
-    test_dir_make(made);
-    test_dir_make(dir);
+    unit_dir_make(made);
+    unit_dir_make(dir);
     uint64_t last = make_small(made, 4, 150);
     snprintf(segment, sizeof segment, "%s/wal/00000000000000000001.wal", dir);
     snprintf(mark, sizeof mark, "%s/wal/durable", dir);
     int64_t longest = 0;
     for (size_t at = 64; at < 2300; at += at < 600 ? 1 : 5) {
         for (int how = 0; how < 4; how++) {
-            test_remove(dir);
+            unit_remove(dir);
             test_copy(made, dir);
             if (how & 1)
                 unlink(mark);
@@ -377,8 +377,8 @@ static void test_torn(void **unused)
         }
     }
     assert_int_equal(longest, last);
-    test_remove(made);
-    test_remove(dir);
+    unit_remove(made);
+    unit_remove(dir);
 }
 
 /* A hole in the middle with valid records after it, whose `durable` field proves it. */
@@ -390,7 +390,7 @@ static void test_proof(void **unused)
     struct err e = {0};
     struct wal *w;
     struct wal_options o = {0};
-    test_dir_make(dir);
+    unit_dir_make(dir);
     uint64_t last = make_small(dir, 60, 150);
     snprintf(path, sizeof path, "%s/wal/durable", dir);
     unlink(path);
@@ -406,7 +406,7 @@ static void test_proof(void **unused)
     assert_int_equal(reopen(dir, &o, 150, last - 1, NULL), last);
     /* But a log that ends before the checkpoint is none. */
     assert_int_equal(wal_open(&w, dir, &o, last + 1, &e), KITH_ECORRUPT);
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 /* Blocks of one unsynced group that came to the disk out of order are torn, not damaged. */
@@ -418,7 +418,7 @@ static void test_unordered_group(void **unused)
     struct wal *w;
     struct err e = {0};
     struct wal_options o = {.sync = WAL_SYNC_NO};
-    test_dir_make(dir);
+    unit_dir_make(dir);
     assert_ok(wal_open(&w, dir, &o, 0, &e));
     for (int i = 0; i < 20; i++)
         assert_ok(append_one(w, 150, &e));
@@ -430,7 +430,7 @@ static void test_unordered_group(void **unused)
     poke(path, 900, zeros, sizeof zeros);
     int64_t got = open_damaged(dir, 150);
     assert_true(got >= 0 && got < 20);
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 /* --- full disks, failed syncs --- */
@@ -443,7 +443,7 @@ static void test_no_room(void **unused)
         struct wal *w;
         struct err e = {0};
         struct wal_options o = {.sync = (enum wal_sync)mode, .segment_bytes = SMALL_SEGMENT};
-        test_dir_make(dir);
+        unit_dir_make(dir);
         reopen(dir, &o, 1000, 0, &w);
         int rc = 0, appended = 0;
         fault_arm(FAULT_FALLOCATE, 1, ENOSPC);
@@ -477,7 +477,7 @@ static void test_no_room(void **unused)
         uint64_t last = wal_last(w);
         assert_ok(wal_close(w, &e));
         assert_int_equal(reopen(dir, &o, 1000, 0, NULL), last);
-        test_remove(dir);
+        unit_remove(dir);
     }
 }
 
@@ -498,7 +498,7 @@ static void test_failed_sync(void **unused)
         struct wal *w;
         struct err e = {0};
         struct wal_options o = {.sync = (enum wal_sync)mode, .on_fatal = on_fatal};
-        test_dir_make(dir);
+        unit_dir_make(dir);
         atomic_store(&fatal_calls, 0);
         reopen(dir, &o, 1000, 0, &w);
         assert_ok(append_one(w, 1000, &e));
@@ -516,7 +516,7 @@ static void test_failed_sync(void **unused)
         assert_int_equal(atomic_load(&fatal_calls), 1);
         /* It was written, so this kernel still has it. */
         assert_int_equal(reopen(dir, &o, 1000, 0, NULL), 2);
-        test_remove(dir);
+        unit_remove(dir);
     }
 }
 
@@ -525,7 +525,7 @@ static void test_small_disk(void **unused)
 {
     (void)unused;
     char dir[64], fill[128];
-    test_dir_make(dir);
+    unit_dir_make(dir);
     if (mount("tmpfs", dir, "tmpfs", 0, "size=256k") != 0) {
         print_message("skipped: cannot mount a tmpfs: %s\n", strerror(errno));
         rmdir(dir);
@@ -566,7 +566,7 @@ static void test_out_of_memory(void **unused)
     char dir[64];
     struct err e = {0};
     struct wal_options o = {.sync = WAL_SYNC_ALWAYS, .segment_bytes = SMALL_SEGMENT};
-    test_dir_make(dir);
+    unit_dir_make(dir);
     uint64_t acknowledged = 0;
     for (long fail = 1; fail < 400; fail += 1 + fail / 40) {
         struct wal *w;
@@ -589,7 +589,7 @@ static void test_out_of_memory(void **unused)
         assert_true(rc == 0 || rc == KITH_ENOMEM);
         assert_true(reopen(dir, &o, 2000, 0, NULL) >= acknowledged);
     }
-    test_remove(dir);
+    unit_remove(dir);
 }
 
 int main(void)
