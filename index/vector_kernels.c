@@ -176,6 +176,16 @@ static inline float sum_f32(simde__m256 v)
     return simde_mm_cvtss_f32(s);
 }
 
+/* The sums of four vectors, added up side by side. */
+static inline simde__m128i sum4_i32(simde__m256i a, simde__m256i b, simde__m256i c,
+                                    simde__m256i d)
+{
+    simde__m256i s =
+        simde_mm256_hadd_epi32(simde_mm256_hadd_epi32(a, b), simde_mm256_hadd_epi32(c, d));
+    return simde_mm_add_epi32(simde_mm256_castsi256_si128(s),
+                              simde_mm256_extracti128_si256(s, 1));
+}
+
 static inline int32_t sum_i32(simde__m256i v)
 {
     simde__m128i s =
@@ -209,10 +219,10 @@ static inline simde__m512i wide_dot(simde__m512i sum, const uint8_t *q, const in
                                     simde_mm512_loadu_si512(c));
 }
 
-static inline int32_t wide_i_sum(simde__m512i v)
+static inline simde__m256i fold_i(simde__m512i v)
 {
-    return sum_i32(simde_mm256_add_epi32(simde_mm512_castsi512_si256(v),
-                                         simde_mm512_extracti64x4_epi64(v, 1)));
+    return simde_mm256_add_epi32(simde_mm512_castsi512_si256(v),
+                                 simde_mm512_extracti64x4_epi64(v, 1));
 }
 
 /* SIMDe 0.7 has no name for this one; this set is built for x86 alone. */
@@ -238,7 +248,7 @@ enum { U8_STEP = 32, F32_STEP = 8 };
 #define wide_f_zero simde_mm256_setzero_ps
 #define wide_f_load simde_mm256_loadu_ps
 #define wide_f_fma simde_mm256_fmadd_ps
-#define wide_i_sum sum_i32
+#define fold_i(v) (v)
 #define wide_f_sum sum_f32
 
 static inline simde__m256 wide_f_load_half(const uint16_t *p)
@@ -285,7 +295,7 @@ static int32_t dot_u8i8(const uint8_t *q, const int8_t *c, size_t n)
     size_t i = 0;
     for (; i + U8_STEP <= n; i += U8_STEP)
         a = wide_dot(a, q + i, c + i);
-    int32_t sum = wide_i_sum(a);
+    int32_t sum = sum_i32(fold_i(a));
     return i == n ? sum : sum + dot_u8i8_rest(q + i, c + i, n - i);
 }
 
@@ -300,10 +310,8 @@ static void dot_u8i8_x4(const uint8_t *q, const int8_t *const c[4], size_t n, in
         s2 = wide_dot(s2, q + i, c2 + i);
         s3 = wide_dot(s3, q + i, c3 + i);
     }
-    out[0] = wide_i_sum(s0);
-    out[1] = wide_i_sum(s1);
-    out[2] = wide_i_sum(s2);
-    out[3] = wide_i_sum(s3);
+    simde_mm_storeu_si128((void *)out,
+                          sum4_i32(fold_i(s0), fold_i(s1), fold_i(s2), fold_i(s3)));
     if (i < n)
         for (int k = 0; k < 4; k++)
             out[k] += dot_u8i8_rest(q + i, c[k] + i, n - i);
