@@ -15,7 +15,8 @@
 
 struct config {
     /* fixed at start */
-    _Atomic int64_t port, io_threads, search_threads, databases, tcp_backlog, unixsocketperm;
+    _Atomic int64_t port, io_threads, search_threads, busy_poll_us, databases, tcp_backlog,
+        unixsocketperm;
     char *bind, *unixsocket, *dir, *logfile, *pidfile;
     char *embedder, *engine_path, *engine_precision;
     _Atomic int64_t engine_threads, engine_batch_tokens, engine_batch_wait_us,

@@ -272,6 +272,7 @@ static void on_readable(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
     struct connection *conn = arg;
+    conn->client.worker->stirred = true;
     for (int i = 0; i < READS_A_ROUND; i++) {
         if (!read_some(conn))
             return;

@@ -143,23 +143,25 @@ static void info_persistence(struct info *i)
 static void info_stats(struct info *i)
 {
     struct server_reset *r = &i->server->reset;
-    buf_printf(i->out,
-               "total_connections_received:%" PRIu64 "\r\ntotal_commands_processed:%" PRIu64
-               "\r\n"
-               "instantaneous_ops_per_sec:%.0f\r\ntotal_net_input_bytes:%" PRIu64 "\r\n"
-               "total_net_output_bytes:%" PRIu64 "\r\nrejected_connections:%" PRIu64 "\r\n"
-               "expired_keys:%" PRIu64 "\r\nexpired_elements:%" PRIu64
-               "\r\nevicted_keys:0\r\nkeyspace_hits:%" PRIu64 "\r\nkeyspace_misses:%" PRIu64
-               "\r\npubsub_channels:0\r\npubsub_patterns:0\r\n"
-               "latest_fork_usec:0\r\ntotal_forks:0\r\ntotal_error_replies:%" PRIu64 "\r\n"
-               "searches_offloaded:%" PRIu64 "\r\n",
-               since(i->net.connections_received, &r->connections),
-               since(i->net.commands_processed, &r->commands), i->net.ops_per_second,
-               since(i->net.bytes_in, &r->bytes_in), since(i->net.bytes_out, &r->bytes_out),
-               since(i->net.rejected_connections, &r->rejected), i->shard.expired_keys,
-               i->shard.expired_elements, i->shard.hits, i->shard.misses,
-               since(i->net.error_replies, &r->errors),
-               since(i->net.searches_offloaded, &r->offloaded));
+    buf_printf(
+        i->out,
+        "total_connections_received:%" PRIu64 "\r\ntotal_commands_processed:%" PRIu64 "\r\n"
+        "instantaneous_ops_per_sec:%.0f\r\ntotal_net_input_bytes:%" PRIu64 "\r\n"
+        "total_net_output_bytes:%" PRIu64 "\r\nrejected_connections:%" PRIu64 "\r\n"
+        "expired_keys:%" PRIu64 "\r\nexpired_elements:%" PRIu64
+        "\r\nevicted_keys:0\r\nkeyspace_hits:%" PRIu64 "\r\nkeyspace_misses:%" PRIu64
+        "\r\npubsub_channels:0\r\npubsub_patterns:0\r\n"
+        "latest_fork_usec:0\r\ntotal_forks:0\r\ntotal_error_replies:%" PRIu64 "\r\n"
+        "searches_offloaded:%" PRIu64 "\r\nbusy_polls:%" PRIu64 "\r\n"
+        "busy_polls_in_vain:%" PRIu64 "\r\n",
+        since(i->net.connections_received, &r->connections),
+        since(i->net.commands_processed, &r->commands), i->net.ops_per_second,
+        since(i->net.bytes_in, &r->bytes_in), since(i->net.bytes_out, &r->bytes_out),
+        since(i->net.rejected_connections, &r->rejected), i->shard.expired_keys,
+        i->shard.expired_elements, i->shard.hits, i->shard.misses,
+        since(i->net.error_replies, &r->errors),
+        since(i->net.searches_offloaded, &r->offloaded), since(i->net.busy_polls, &r->polls),
+        since(i->net.busy_polls_in_vain, &r->polls_in_vain));
 }
 
 void info_reset(struct server *s)
@@ -175,6 +177,8 @@ void info_reset(struct server *s)
     atomic_store(&r->rejected, net.rejected_connections);
     atomic_store(&r->errors, net.error_replies);
     atomic_store(&r->offloaded, net.searches_offloaded);
+    atomic_store(&r->polls, net.busy_polls);
+    atomic_store(&r->polls_in_vain, net.busy_polls_in_vain);
     command_stats_reset();
 }
 

@@ -466,6 +466,8 @@ void net_stats(struct net *n, struct net_stats *out)
         out->bytes_out += atomic_load(&c->bytes_out);
         out->error_replies += atomic_load(&c->errors);
         out->searches_offloaded += atomic_load(&c->offloaded);
+        out->busy_polls += atomic_load(&c->polls);
+        out->busy_polls_in_vain += atomic_load(&c->polls_in_vain);
         out->blocked_clients += atomic_load(&c->blocked);
     }
 }

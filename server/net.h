@@ -43,7 +43,8 @@ void worker_leave_shard(struct client *c);
 
 struct net_stats {
     uint64_t connections_received, rejected_connections, commands_processed, connected_clients,
-        bytes_in, bytes_out, blocked_clients, error_replies, searches_offloaded;
+        bytes_in, bytes_out, blocked_clients, error_replies, searches_offloaded, busy_polls,
+        busy_polls_in_vain;
     unsigned search_threads;
     double ops_per_second; /* over the last second or so */
 };

@@ -148,7 +148,8 @@ enum {
 };
 
 struct worker_counters {
-    _Atomic uint64_t commands, bytes_in, bytes_out, errors, blocked, offloaded;
+    _Atomic uint64_t commands, bytes_in, bytes_out, errors, blocked, offloaded, polls,
+        polls_in_vain;
 };
 
 struct worker {
@@ -177,6 +178,8 @@ struct worker {
     struct connection_list dirty, resume, gated;
     struct connection_stack dead;
     bool shard_held, wrote;
+    bool stirred;   /* something was read, here or from the inbox */
+    bool alone;     /* there is one processor: who polls keeps others from it */
     int64_t now_us; /* when the last command ended */
     /* Whose turn it is, and when another connection last had one. */
     uint64_t turn_id;

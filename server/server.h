@@ -17,7 +17,8 @@ struct recall_sampler;
 
 /* Counters as they were at CONFIG RESETSTAT: INFO shows what came since. */
 struct server_reset {
-    _Atomic uint64_t connections, rejected, commands, bytes_in, bytes_out, errors, offloaded;
+    _Atomic uint64_t connections, rejected, commands, bytes_in, bytes_out, errors, offloaded,
+        polls, polls_in_vain;
 };
 
 struct server {

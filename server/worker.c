@@ -26,6 +26,7 @@
 #include "base/clock.h"
 #include "base/epoch.h"
 #include "base/log.h"
+#include "server/config.h"
 #include "server/monitor.h"
 #include "server/net_private.h"
 #include "server/search_pool.h"
@@ -115,6 +116,7 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
 {
     (void)what;
     struct worker *w = arg;
+    w->stirred = true;
     uint64_t count;
     ssize_t n = read(fd, &count, sizeof count);
     (void)n;
@@ -312,12 +314,48 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
     }
 }
 
+static bool has_work(const struct worker *w)
+{
+    return !TAILQ_EMPTY(&w->resume) || !TAILQ_EMPTY(&w->dirty);
+}
+
+static void count_one(_Atomic uint64_t *n)
+{
+    atomic_fetch_add_explicit(n, 1, memory_order_relaxed);
+}
+
+/* A thread that sleeps is on its way again only some twenty microseconds after the next request
+ * came, because its processor sleeps as well. A client that asks again as soon as it has the
+ * reply is faster than that, so after a round in which something came the worker looks for a
+ * while (busy-poll-us) before it sleeps. Not while searches are out: their threads need the
+ * processor. True when something came. */
+static bool poll_for_events(struct worker *w)
+{
+    int64_t for_us = atomic_load(&w->server->config->busy_poll_us);
+    if (!w->stirred || w->alone || w->n_offloaded > 0 || for_us == 0)
+        return false;
+    int64_t until_us = clock_mono_us() + for_us;
+    w->stirred = false;
+    do
+        event_base_loop(w->base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
+    while (!w->stirred && !has_work(w) && clock_mono_us() < until_us);
+    count_one(w->stirred ? &w->counters.polls : &w->counters.polls_in_vain);
+    return w->stirred;
+}
+
+static void wait_for_events(struct worker *w)
+{
+    if (!has_work(w) && poll_for_events(w))
+        return;
+    w->stirred = false;
+    event_base_loop(w->base, EVLOOP_ONCE | (has_work(w) ? EVLOOP_NONBLOCK : 0));
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     while (!w->finished) {
-        bool hurry = !TAILQ_EMPTY(&w->resume) || !TAILQ_EMPTY(&w->dirty);
-        event_base_loop(w->base, EVLOOP_ONCE | (hurry ? EVLOOP_NONBLOCK : 0));
+        wait_for_events(w);
         run_resumed(w);
         finish_round(w);
         if (w->n_offloaded > 0)
@@ -348,6 +386,7 @@ int worker_init(struct worker *w, struct net *net, unsigned number, struct err *
     w->net = net;
     w->server = net->server;
     w->number = number;
+    w->alone = sysconf(_SC_NPROCESSORS_ONLN) == 1;
     w->inbox_tail = &w->inbox;
     pthread_mutex_init(&w->inbox_lock, NULL);
     pthread_mutex_init(&w->clients_lock, NULL);
