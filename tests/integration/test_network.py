@@ -1,5 +1,6 @@
 """The network and the dispatcher: order, bounds, fairness, leaving at any point, stopping."""
 
+import os
 import random
 import socket
 import threading
@@ -191,3 +192,24 @@ def test_stopping_lets_replies_drain(make_server):
         assert [w.read() for _ in range(n - 1)] == list(range(2, n + 1))
         assert w.closed()
     assert server.wait() == 0
+
+
+def test_a_thread_looks_for_the_next_request_before_it_sleeps(make_server):
+    """Each PING is one round in which something came, and so one look, found or in vain (the
+    last may still be going on). Replies do not depend on it."""
+    server = make_server("--busy-poll-us", 0)
+
+    def looks():
+        stats = server.info("stats")
+        return int(stats["busy_polls"]) + int(stats["busy_polls_in_vain"])
+
+    with server.wire() as w:
+        assert [w.cmd("PING") for _ in range(50)] == ["PONG"] * 50
+        assert looks() == 0
+        if os.sysconf("SC_NPROCESSORS_ONLN") == 1:
+            return  # the only processor is left to the others
+        assert w.cmd("CONFIG", "SET", "busy-poll-us", 1000) == "OK"
+        assert [w.cmd("PING") for _ in range(50)] == ["PONG"] * 50
+        wait_until(lambda: looks() >= 50, what="50 looks for the next request")
+        assert "1000" in str(w.cmd("CONFIG", "SET", "busy-poll-us", 1001))
+        assert w.cmd("CONFIG", "GET", "busy-poll-us") == [b"busy-poll-us", b"1000"]

@@ -373,6 +373,20 @@ def test_explain(server, protocol):
 
 
 @pytest.mark.timeout(300)
+def test_a_filtered_walk_keeps_more_by_default(make_server):
+    """Unless EF says how many; on a set that is large enough to be walked."""
+    s = make_server("--appendfsync", "no")
+    rng, rows = sample(14, 12_000, 8)
+    with s.wire(3, timeout=60) as w:
+        fill(w, "v", rows, attributes=lambda i: '{"i":%d}' % i)
+        wait_linked(s, 240)
+        every = ("FILTER", ".i >= 0")
+        for words, ef in [((), 100), (every, 140), ((*every, "EF", 57), 57), (("EF", 57), 57)]:
+            e = w.cmd("VSIM", "v", "ELE", 5, *words, "EXPLAIN")
+            assert (e[b"plan"], e[b"ef"]) == (b"walk", ef), e
+
+
+@pytest.mark.timeout(300)
 def test_ef_by_wanted_recall(make_server):
     """EF AUTO 0.95 finds at least that much of what TRUTH finds, from the first search on."""
     n, dim = scaled(4000, 800), 32
