@@ -54,7 +54,8 @@ static void embed_texts(const struct slice *argv, int argc, struct command_texts
 {
     struct embed o = parse_embed(argv, argc);
     if (o.n > 0)
-        *out = (struct command_texts){&argv[o.first], (uint32_t)o.n, o.truncate};
+        *out = (struct command_texts){
+            .first = &argv[o.first], .n = (uint32_t)o.n, .truncate = o.truncate};
 }
 
 static enum command_result run_embed(struct client *c)

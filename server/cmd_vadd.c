@@ -1,4 +1,4 @@
-/* Changing vector sets: VCREATE, VADD, VMADD, VREM, VSETATTR.
+/* Changing vector sets: VADD, VMADD, VREM, VSETATTR; VCREATE is in cmd_vcreate.c.
  *
  * All of a command is parsed and held against the set before its first effect, so that an error
  * changes nothing; an effect carries what came of it (the projected vector, the time at which
@@ -11,35 +11,11 @@
 #include <string.h>
 
 #include "server/attributes.h"
+#include "server/commands_shared.h"
 #include "server/data.h"
 #include "server/engine_link.h"
 #include "server/server.h"
 #include "server/vector_args.h"
-
-enum { M_DEFAULT = 16, EF_BUILD_DEFAULT = 200 };
-
-static bool parse_number(struct client *c, const char *option, struct slice a, int64_t low,
-                         int64_t high, uint32_t *out)
-{
-    int64_t v;
-    if (arg_int(a, &v) && v >= low && v <= high) {
-        *out = (uint32_t)v;
-        return true;
-    }
-    resp_errorf(c->out, "ERR invalid %s: %lld to %lld are allowed, not '%.*s'", option,
-                (long long)low, (long long)high, slice_shown(a), a.p);
-    return false;
-}
-
-static bool parse_m(struct client *c, struct slice a, uint32_t *m)
-{
-    return parse_number(c, "M", a, INDEX_M_MIN, INDEX_M_MAX, m);
-}
-
-static bool parse_ef(struct client *c, struct slice a, uint32_t *ef)
-{
-    return parse_number(c, "EF", a, 1, INDEX_EF_MAX, ef);
-}
 
 /* --- what VADD and VMADD have in common --- */
 
@@ -52,7 +28,7 @@ struct add {
 };
 
 static const struct add add_defaults = {
-    .quant = INDEX_INT8, .m = M_DEFAULT, .ef = EF_BUILD_DEFAULT};
+    .quant = INDEX_INT8, .m = VSET_M_DEFAULT, .ef = VSET_EF_DEFAULT};
 
 enum parsed { PARSED, PARSED_NOT_MINE, PARSED_ERROR /* replied */ };
 
@@ -98,9 +74,9 @@ static enum parsed parse_option(struct client *c, int *i, int end, struct add *a
     } else if (slice_is(o, "CAS")) {
         /* Every insert is searched for its neighbours in the background here. */
     } else if (slice_is(o, "EF") && more) {
-        ok = parse_ef(c, c->argv[++*i], &a->ef);
+        ok = arg_vset_ef(c, c->argv[++*i], &a->ef);
     } else if (slice_is(o, "M") && more) {
-        ok = a->has_m = parse_m(c, c->argv[++*i], &a->m);
+        ok = a->has_m = arg_vset_m(c, c->argv[++*i], &a->m);
     } else if ((slice_is(o, "EX") || slice_is(o, "PX")) && more) {
         ok = parse_expire(c, (*i)++, &a->expire_ms);
     } else {
@@ -335,45 +311,68 @@ static void vadd_texts(const struct slice *argv, int argc, struct command_texts 
 
 /* VMADD key [REDUCE dim] [options] FP32 n [ATTRS] { element blob [json] }
  *                                  VALUES n dim [ATTRS] { element v1 .. vdim [json] }
+ *                                  TEXT n [ATTRS] { element text [json] }
  * The number of arguments tells the word ATTRS from an element of that name: n records with
  * attributes and the word are never as many as n without. */
+enum vmadd_form { FORM_FP32, FORM_VALUES, FORM_TEXT };
+static const char *const form_words[] = {"FP32", "VALUES", "TEXT"};
+
 struct vmadd {
     struct add add;
-    bool fp32, attributes;
+    enum vmadd_form form;
+    bool attributes, truncate;
     int n, step, first; /* records, arguments of each, the first one's element */
     int64_t dim;        /* of VALUES */
     struct vector_arg *vectors;
 };
 
-static bool check_records(struct client *c, struct vmadd *a, int at)
+static bool is_form(struct slice word, enum vmadd_form *form)
 {
-    int64_t have = c->argc - at, each = a->fp32 ? 2 : 1 + a->dim;
-    a->attributes = have > 0 && slice_is(c->argv[at], "ATTRS") && have - 1 == a->n * (each + 1);
-    if (!a->attributes && have != a->n * each) {
-        resp_errorf(c->out,
-                    "ERR VMADD announces %d elements, so %lld arguments must follow, or ATTRS "
-                    "and %lld; %lld do",
-                    a->n, (long long)(a->n * each), (long long)(a->n * (each + 1)),
-                    (long long)have);
-        return false;
-    }
-    a->first = at + (a->attributes ? 1 : 0);
-    a->step = (int)each + (a->attributes ? 1 : 0);
-    return true;
+    for (int i = FORM_FP32; i <= FORM_TEXT; i++)
+        if (slice_is(word, form_words[i])) {
+            *form = (enum vmadd_form)i;
+            return true;
+        }
+    return false;
 }
 
-/* "FP32 n" or "VALUES n dim" at argv[at]. */
+/* Where n records of `each` arguments stand that begin, or the word before them does, at
+ * argv[at]. False: neither way do the arguments come out even. */
+static bool place_records(const struct slice *argv, int argc, int at, int64_t each,
+                          struct vmadd *a)
+{
+    int64_t have = argc - at;
+    a->attributes = have > 0 && slice_is(argv[at], "ATTRS") && have - 1 == a->n * (each + 1);
+    a->first = at + (a->attributes ? 1 : 0);
+    a->step = (int)each + (a->attributes ? 1 : 0);
+    return a->attributes || have == a->n * each;
+}
+
+static bool check_records(struct client *c, struct vmadd *a, int at)
+{
+    int64_t have = c->argc - at, each = a->form == FORM_VALUES ? 1 + a->dim : 2;
+    if (place_records(c->argv, c->argc, at, each, a))
+        return true;
+    resp_errorf(c->out,
+                "ERR VMADD announces %d elements, so %lld arguments must follow, or ATTRS "
+                "and %lld; %lld do",
+                a->n, (long long)(a->n * each), (long long)(a->n * (each + 1)),
+                (long long)have);
+    return false;
+}
+
+/* "FP32 n", "VALUES n dim" or "TEXT n" at argv[at]. */
 static bool parse_form(struct client *c, struct vmadd *a, int at)
 {
     int64_t n = 0;
-    a->fp32 = slice_is(c->argv[at], "FP32");
-    int after = at + (a->fp32 ? 2 : 3);
+    bool values = a->form == FORM_VALUES;
+    int after = at + (values ? 3 : 2);
     if (after > c->argc || !arg_int(c->argv[at + 1], &n) || n < 1 || n > c->argc) {
         resp_errorf(c->out, "ERR VMADD takes the number of elements after %s, 1 or more",
-                    a->fp32 ? "FP32" : "VALUES");
+                    form_words[a->form]);
         return false;
     }
-    if (!a->fp32 &&
+    if (values &&
         (!arg_int(c->argv[at + 2], &a->dim) || a->dim < 1 || a->dim > INDEX_DIM_MAX)) {
         resp_errorf(c->out,
                     "ERR invalid vector specification: VMADD takes the number of dimensions "
@@ -403,8 +402,40 @@ static bool check_element(struct client *c, struct slice element,
     return false;
 }
 
+/* The engine numbers the texts of a request from 1; whose it is says the element's name. */
+static bool embedding_fails(struct client *c, const struct vmadd *a)
+{
+    const struct embedding *m = c->embedding;
+    if (m && m->code == 0 && m->n == (uint32_t)a->n)
+        return false;
+    const char *message = m && m->message ? m->message : "ENGINE the texts were not embedded";
+    int text = 0;
+    if (sscanf(message, "ERR text %d ", &text) == 1 && text >= 1 && text <= a->n) {
+        struct slice element = c->argv[a->first + (text - 1) * a->step];
+        resp_errorf(c->out, "ERR element '%.*s': %s", slice_shown(element), element.p,
+                    message + strlen("ERR "));
+    } else {
+        resp_error(c->out, message);
+    }
+    return true;
+}
+
+static bool parse_vector(struct client *c, const struct vmadd *a, int i)
+{
+    int at = a->first + i * a->step;
+    struct slice element = c->argv[at];
+    struct vector_arg *v = &a->vectors[i];
+    if (a->form == FORM_TEXT)
+        return vector_arg_take_text(c, at + 1, (uint32_t)i, element, v);
+    if (a->form == FORM_FP32)
+        return vector_arg_parse_blob(c, at + 1, element, v);
+    return vector_arg_parse_numbers(c, at + 1, a->dim, element, v);
+}
+
 static bool parse_records(struct client *c, struct vmadd *a)
 {
+    if (a->form == FORM_TEXT && embedding_fails(c, a))
+        return false;
     a->vectors = arena_alloc(c->arena, (size_t)a->n * sizeof *a->vectors);
     if (!a->vectors) {
         resp_error(c->out, "OOM out of memory for the vectors");
@@ -417,8 +448,7 @@ static bool parse_records(struct client *c, struct vmadd *a)
         int at = a->first + i * a->step;
         struct slice element = c->argv[at];
         struct vector_arg *v = &a->vectors[i];
-        ok = (a->fp32 ? vector_arg_parse_blob(c, at + 1, element, v)
-                      : vector_arg_parse_numbers(c, at + 1, a->dim, element, v)) &&
+        ok = parse_vector(c, a, i) &&
              check_element(c, element, a->attributes ? &c->argv[at + a->step - 1] : NULL,
                            &scratch);
         if (ok && a->add.reduce > v->dim) {
@@ -439,21 +469,56 @@ static bool parse_vmadd(struct client *c, struct vmadd *a)
     *a = (struct vmadd){.add = add_defaults};
     if (!vector_arg_reduce(c, &i, &a->add.reduce))
         return false;
-    while (i < c->argc && !slice_is(c->argv[i], "FP32") && !slice_is(c->argv[i], "VALUES")) {
+    while (i < c->argc && !is_form(c->argv[i], &a->form)) {
+        if (slice_is(c->argv[i], "TRUNCATE")) {
+            a->truncate = true;
+            i++;
+            continue;
+        }
         enum parsed parsed = parse_option(c, &i, c->argc, &a->add);
         if (parsed == PARSED_ERROR)
             return false;
         if (parsed == PARSED_NOT_MINE) {
-            resp_errorf(c->out, "ERR invalid option before FP32 or VALUES: '%.*s'",
+            resp_errorf(c->out, "ERR invalid option before FP32, VALUES or TEXT: '%.*s'",
                         slice_shown(c->argv[i]), c->argv[i].p);
             return false;
         }
     }
     if (i >= c->argc) {
-        resp_error(c->out, "ERR VMADD takes FP32 or VALUES and the elements after its options");
+        resp_error(c->out,
+                   "ERR VMADD takes FP32, VALUES or TEXT and the elements after its options");
+        return false;
+    }
+    if (a->truncate && a->form != FORM_TEXT) {
+        resp_errorf(c->out, "ERR invalid option before %s: TRUNCATE goes with TEXT",
+                    form_words[a->form]);
         return false;
     }
     return parse_form(c, a, i) && parse_records(c, a);
+}
+
+/* Where VMADD reads them: what cannot be read here is refused by parse_vmadd, unembedded. */
+static void vmadd_texts(const struct slice *argv, int argc, struct command_texts *out)
+{
+    struct vmadd a = {0};
+    bool truncate = false;
+    int64_t n;
+    int i = argc > 3 && slice_is(argv[2], "REDUCE") ? 4 : 2;
+    for (; i < argc && !is_form(argv[i], &a.form); i++) {
+        if (slice_is(argv[i], "TRUNCATE"))
+            truncate = true;
+        else if (slice_is(argv[i], "EF") || slice_is(argv[i], "M") || slice_is(argv[i], "EX") ||
+                 slice_is(argv[i], "PX"))
+            i++;
+    }
+    if (i + 2 >= argc || a.form != FORM_TEXT || !arg_int(argv[i + 1], &n) || n < 1 || n > argc)
+        return;
+    a.n = (int)n;
+    if (place_records(argv, argc, i + 2, 2, &a))
+        *out = (struct command_texts){.first = &argv[a.first + 1],
+                                      .n = (uint32_t)a.n,
+                                      .step = (uint32_t)a.step,
+                                      .truncate = truncate};
 }
 
 /* All vectors against the set, or against the set that the first of them makes. */
@@ -495,6 +560,8 @@ static void add_records(struct client *c, const struct vmadd *a,
                            .params = params,
                            .dim = a->vectors[i].dim,
                            .vector = a->vectors[i].values,
+                           .model = a->vectors[i].text ? &a->vectors[i].model : NULL,
+                           .text = a->vectors[i].text,
                            .attributes = a->attributes ? &c->argv[at + a->step - 1] : NULL};
         struct err e = {0};
         if (effect_do(c->server->shard, &f, &e) != 0) {
@@ -517,202 +584,6 @@ static enum command_result run_vmadd(struct client *c)
     if (parse_vmadd(c, &a) && find_for_add(c, a.first, a.n, a.step, &v) &&
         records_fit(c, &a, v, &params))
         add_records(c, &a, v ? NULL : &params);
-    return COMMAND_DONE;
-}
-
-/* --- VCREATE --- */
-
-struct vcreate {
-    struct vset_params params;
-    struct vset_model model; /* name "": not asked for */
-    uint32_t model_dim;
-    bool links_named; /* M or EF */
-};
-
-/* What VCREATE can be told in words, and what it means. */
-struct word {
-    const char *text;
-    int value;
-};
-static const struct word metric_words[] = {
-    {"COSINE", INDEX_COSINE}, {"L2", INDEX_L2}, {"IP", INDEX_IP}, {0}};
-static const struct word kind_words[] = {{"HNSW", INDEX_HNSW}, {"FLAT", INDEX_FLAT}, {0}};
-static const struct word quant_words[] = {
-    {"F32", INDEX_F32}, {"F16", INDEX_F16}, {"Q8", INDEX_INT8}, {"BIN", INDEX_BIN}, {0}};
-static const struct word keep_words[] = {
-    {"NONE", VSET_KEEP_NONE}, {"F32", VSET_KEEP_F32}, {"F16", VSET_KEEP_F16}, {0}};
-
-static const char *word_of(const struct word *words, int value)
-{
-    while (words->text && words->value != value)
-        words++;
-    return words->text ? words->text : "?";
-}
-
-/* Argument i as one of the words; the option's name stands before it. */
-static bool parse_word(struct client *c, int i, const struct word *words, int *value)
-{
-    struct slice a = c->argv[i], option = c->argv[i - 1];
-    for (const struct word *w = words; w->text; w++)
-        if (slice_is(a, w->text)) {
-            *value = w->value;
-            return true;
-        }
-    char allowed[64] = "";
-    for (const struct word *w = words; w->text; w++) {
-        size_t n = strlen(allowed);
-        snprintf(allowed + n, sizeof allowed - n, "%s%s", n ? " or " : "", w->text);
-    }
-    resp_errorf(c->out, "ERR invalid %.*s: %s, not '%.*s'", slice_shown(option), option.p,
-                allowed, slice_shown(a), a.p);
-    return false;
-}
-
-/* The engine's model, which alone can make vectors for the set. */
-static bool parse_model(struct client *c, struct slice name, struct vcreate *a)
-{
-    struct engine_model m = {0};
-    if (!c->server->engine) {
-        resp_error(c->out, "ENGINE no embedding model is loaded: start kith-server with "
-                           "--embedder FILE.gguf");
-        return false;
-    }
-    engine_link_model(c->server->engine, &m);
-    if (m.dim == 0) {
-        resp_error(c->out, "ENGINE the embedding model is still being loaded");
-        return false;
-    }
-    if (!slice_equal(name, slice_of(m.name))) {
-        resp_errorf(c->out, "ERR invalid MODEL: the engine runs '%s', not '%.*s'", m.name,
-                    slice_shown(name), name.p);
-        return false;
-    }
-    memcpy(a->model.name, m.name, sizeof a->model.name);
-    memcpy(a->model.hash, m.hash, sizeof a->model.hash);
-    memcpy(a->model.pooling, m.pooling, sizeof a->model.pooling);
-    a->model_dim = m.dim;
-    return true;
-}
-
-#define VCREATE_OPTIONS                                                                        \
-    "DIM, METRIC, INDEX, QUANT, KEEP, M, EF and MODEL are allowed, each with a value"
-
-/* The option at argv[i] and its value after it. */
-static bool parse_vcreate_option(struct client *c, int i, struct vcreate *a)
-{
-    struct index_params *p = &a->params.index;
-    struct slice o = c->argv[i], value = c->argv[i + 1];
-    int word = 0;
-    bool ok;
-    if (slice_is(o, "DIM")) {
-        ok = parse_number(c, "DIM", value, 1, INDEX_DIM_MAX, &p->dim);
-    } else if (slice_is(o, "METRIC")) {
-        ok = parse_word(c, i + 1, metric_words, &word);
-        p->metric = (enum index_metric)word;
-    } else if (slice_is(o, "INDEX")) {
-        ok = parse_word(c, i + 1, kind_words, &word);
-        p->kind = (enum index_kind)word;
-    } else if (slice_is(o, "QUANT")) {
-        ok = parse_word(c, i + 1, quant_words, &word);
-        p->quant = (enum index_quant)word;
-    } else if (slice_is(o, "KEEP")) {
-        ok = parse_word(c, i + 1, keep_words, &word);
-        a->params.keep = (enum vset_keep)word;
-    } else if (slice_is(o, "M")) {
-        ok = a->links_named = parse_m(c, value, &p->m);
-    } else if (slice_is(o, "EF")) {
-        ok = a->links_named = parse_ef(c, value, &p->ef_construction);
-    } else if (slice_is(o, "MODEL")) {
-        ok = parse_model(c, value, a);
-    } else {
-        resp_errorf(c->out, "ERR invalid VCREATE option '%.*s': " VCREATE_OPTIONS,
-                    slice_shown(o), o.p);
-        ok = false;
-    }
-    return ok;
-}
-
-static bool parse_vcreate(struct client *c, struct vcreate *a)
-{
-    *a = (struct vcreate){.params = {.index = {.kind = INDEX_HNSW,
-                                               .quant = INDEX_INT8,
-                                               .metric = INDEX_COSINE,
-                                               .m = M_DEFAULT,
-                                               .ef_construction = EF_BUILD_DEFAULT},
-                                     .declared = true}};
-    uint32_t *dim = &a->params.index.dim;
-    for (int i = 2; i < c->argc; i += 2) {
-        if (i + 1 >= c->argc) {
-            resp_errorf(c->out, "ERR VCREATE option '%.*s' has no value: " VCREATE_OPTIONS,
-                        slice_shown(c->argv[i]), c->argv[i].p);
-            return false;
-        }
-        if (!parse_vcreate_option(c, i, a))
-            return false;
-    }
-    if (a->model_dim && *dim && *dim != a->model_dim) {
-        resp_errorf(c->out, "ERR invalid DIM: model '%s' makes %u dimensions, not %u",
-                    a->model.name, a->model_dim, *dim);
-        return false;
-    }
-    if (a->model_dim)
-        *dim = a->model_dim;
-    const char *wrong = *dim == 0 ? "ERR VCREATE takes DIM, or the engine's MODEL" : NULL;
-    if (a->params.index.kind == INDEX_FLAT && a->links_named)
-        wrong = "ERR M and EF belong to INDEX HNSW: INDEX FLAT has no graph";
-    if (wrong)
-        resp_error(c->out, wrong);
-    return !wrong;
-}
-
-static bool same_params(const struct vset_params *a, const struct vset_params *b)
-{
-    const struct index_params *x = &a->index, *y = &b->index;
-    return x->kind == y->kind && x->quant == y->quant && x->metric == y->metric &&
-           x->dim == y->dim && x->m == y->m && x->ef_construction == y->ef_construction &&
-           a->projection_dim == b->projection_dim && a->keep == b->keep &&
-           a->declared == b->declared;
-}
-
-/* A start script may declare the same set again and again; anything else is a surprise. */
-static void reply_existing(struct client *c, const struct vcreate *a, struct vset *v)
-{
-    const struct vset_params *p = vset_params(v);
-    const struct index_params *x = &p->index;
-    struct vset_model m = vset_model(v);
-    if (!same_params(&a->params, p))
-        resp_errorf(c->out,
-                    "ERR the key exists already: a set made by %s, DIM %u METRIC %s INDEX %s "
-                    "QUANT %s KEEP %s M %u EF %u",
-                    p->declared ? "VCREATE" : "VADD", x->dim, word_of(metric_words, x->metric),
-                    word_of(kind_words, x->kind), word_of(quant_words, x->quant),
-                    word_of(keep_words, p->keep), x->m, x->ef_construction);
-    else if (a->model_dim &&
-             (strcmp(m.hash, a->model.hash) != 0 || strcmp(m.pooling, a->model.pooling) != 0))
-        resp_errorf(c->out,
-                    "ERR the key exists already: a set of model '%s' (%s, pooling %s), the "
-                    "engine runs '%s' (%s, pooling %s)",
-                    m.name, m.hash, m.pooling, a->model.name, a->model.hash, a->model.pooling);
-    else
-        resp_ok(c->out);
-}
-
-static enum command_result run_vcreate(struct client *c)
-{
-    struct vcreate a;
-    struct key *k;
-    if (!parse_vcreate(c, &a) || !data_find_type_for_write(c, c->argv[1], OBJECT_VSET, &k))
-        return COMMAND_DONE;
-    if (k) {
-        reply_existing(c, &a, k->vset);
-        return COMMAND_DONE;
-    }
-    struct effect f = {.op = EFFECT_VCREATE,
-                       .key = c->argv[1],
-                       .params = &a.params,
-                       .model = a.model_dim ? &a.model : NULL};
-    if (data_do(c, &f))
-        resp_ok(c->out);
     return COMMAND_DONE;
 }
 
@@ -751,7 +622,7 @@ static enum command_result run_vsetattr(struct client *c)
 }
 
 const struct command vset_write_commands[] = {
-    {"vcreate", -4, CMD_WRITE | CMD_DENYOOM, 1, 1, 1, run_vcreate, NULL, NULL, "vector_set",
+    {"vcreate", -4, CMD_WRITE | CMD_DENYOOM, 1, 1, 1, command_vcreate, NULL, NULL, "vector_set",
      "kith 0.1.0", "O(1)",
      "Declares an empty vector set: its dimension (or the model whose texts it will hold), "
      "metric, index, quantization, and whether full vectors are kept beside the codes. It "
@@ -769,16 +640,18 @@ const struct command vset_write_commands[] = {
      "key [REDUCE dim] <FP32 blob | VALUES num vector [vector ...] | TEXT text> element "
      "[TRUNCATE] [CAS] [NOQUANT | Q8 | BIN] [EF build-exploration-factor] [SETATTR attributes] "
      "[M numlinks] [EX seconds | PX milliseconds]"},
-    {"vmadd", -6, CMD_WRITE | CMD_DENYOOM | CMD_MANY_EFFECTS, 1, 1, 1, run_vmadd, NULL, NULL,
-     "vector_set", "kith 0.1.0",
+    {"vmadd", -6, CMD_WRITE | CMD_DENYOOM | CMD_MANY_EFFECTS, 1, 1, 1, run_vmadd, vmadd_texts,
+     NULL, "vector_set", "kith 0.1.0",
      "O(M log N) with M the elements added and N the elements of the set, in the background",
      "Adds many elements to a vector set at once, all or none of them, and returns how many "
      "are "
-     "new. With ATTRS each element's attributes follow its vector.",
-     "key [REDUCE dim] [CAS] [NOQUANT | Q8 | BIN] [EF build-exploration-factor] [M numlinks] "
-     "[EX seconds | PX milliseconds] <FP32 num [ATTRS] element blob [attributes] "
+     "new. With TEXT the engine makes all vectors in one request and the texts are kept. With "
+     "ATTRS each element's attributes follow its vector or text.",
+     "key [REDUCE dim] [TRUNCATE] [CAS] [NOQUANT | Q8 | BIN] [EF build-exploration-factor] "
+     "[M numlinks] [EX seconds | PX milliseconds] <FP32 num [ATTRS] element blob [attributes] "
      "[element blob [attributes] ...] | VALUES num dim [ATTRS] element vector [vector ...] "
-     "[attributes] [element vector [vector ...] [attributes] ...]>"},
+     "[attributes] [element vector [vector ...] [attributes] ...] | TEXT num [ATTRS] element "
+     "text [attributes] [element text [attributes] ...]>"},
     {"vrem", 3, CMD_WRITE, 1, 1, 1, run_vrem, NULL, NULL, "vector_set", "8.0.0",
      "O(log N) with N the elements of the set, in the background",
      "Removes an element from a vector set; the last one takes the key with it, unless VCREATE "

@@ -40,7 +40,8 @@ enum command_result {
  * command with client_embedding() set when the vectors are there. */
 struct command_texts {
     const struct slice *first;
-    uint32_t n; /* 0: none, run at once */
+    uint32_t n;    /* 0: none, run at once */
+    uint32_t step; /* arguments from one text to the next; 0 counts as 1 */
     bool truncate;
 };
 

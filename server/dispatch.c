@@ -111,6 +111,15 @@ static void texts_fail(struct request *q, int code, const char *message)
     q->texts = TEXTS_READY;
 }
 
+/* The texts side by side, as the engine's link takes them; NULL when out of memory. */
+static struct slice *gather(const struct command_texts *texts)
+{
+    struct slice *all = mem_alloc_n(texts->n, sizeof *all);
+    for (uint32_t i = 0; all && i < texts->n; i++)
+        all[i] = texts->first[(size_t)i * texts->step];
+    return all;
+}
+
 static void send_texts(struct connection *conn, struct request *q)
 {
     struct command_texts texts = {0};
@@ -125,6 +134,11 @@ static void send_texts(struct connection *conn, struct request *q)
         return;
     }
     struct embed_job *job = mem_calloc(1, sizeof *job);
+    struct slice *gathered = NULL;
+    if (job && texts.step > 1 && !(gathered = gather(&texts))) {
+        mem_free(job);
+        job = NULL;
+    }
     if (!job) {
         texts_fail(q, KITH_ENOMEM, "OOM no memory to ask the engine");
         return;
@@ -135,7 +149,9 @@ static void send_texts(struct connection *conn, struct request *q)
     job->seq = q->seq;
     q->texts = TEXTS_SENT;
     /* The answer comes through take_answer also when this fails. */
-    engine_embed(engine, texts.first, texts.n, texts.truncate, take_answer, job);
+    engine_embed(engine, gathered ? gathered : texts.first, texts.n, texts.truncate,
+                 take_answer, job);
+    mem_free(gathered);
 }
 
 /* --- requests --- */
@@ -333,7 +349,7 @@ size_t dispatch_effect_bytes(const struct request *q)
     if (q->command && q->command->flags & CMD_MANY_EFFECTS && q->parsed.argc > 1)
         n += (size_t)q->parsed.argc * q->parsed.argv[1].n;
     if (q->texts == TEXTS_READY && q->embedding.code == 0)
-        n += (size_t)q->embedding.n * q->embedding.dim * sizeof(float);
+        n += q->embedding.n * (q->embedding.dim * sizeof(float) + sizeof(struct vset_model));
     return n;
 }
 

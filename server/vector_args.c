@@ -141,10 +141,12 @@ bool vector_arg_project(struct client *c, struct vector_arg *a, uint32_t dim)
     return check_finite(c, values, dim, nobody);
 }
 
-static bool take_embedding(struct client *c, struct vector_arg *out)
+/* The vector of text number `text`, from 0, of the command. */
+static bool take_embedding(struct client *c, uint32_t text, struct slice element,
+                           struct vector_arg *out)
 {
     const struct embedding *m = c->embedding;
-    if (!m || m->code != 0 || m->n < 1) {
+    if (!m || m->code != 0 || m->n <= text) {
         resp_error(c->out, m && m->message ? m->message : "ENGINE the text was not embedded");
         return false;
     }
@@ -154,9 +156,16 @@ static bool take_embedding(struct client *c, struct vector_arg *out)
     memcpy(out->model.name, model.name, sizeof out->model.name);
     memcpy(out->model.hash, model.hash, sizeof out->model.hash);
     memcpy(out->model.pooling, model.pooling, sizeof out->model.pooling);
-    out->values = m->vectors;
+    out->values = m->vectors + (size_t)text * m->dim;
     out->dim = m->dim;
-    return check_dim(c, m->dim, nobody) && check_finite(c, m->vectors, m->dim, nobody);
+    return check_dim(c, m->dim, element) && check_finite(c, out->values, m->dim, element);
+}
+
+bool vector_arg_take_text(struct client *c, int at, uint32_t text, struct slice element,
+                          struct vector_arg *out)
+{
+    *out = (struct vector_arg){.text = &c->argv[at], .next = at + 1};
+    return take_embedding(c, text, element, out);
 }
 
 bool vector_arg_parse(struct client *c, int at, struct vector_arg *out)
@@ -170,7 +179,7 @@ bool vector_arg_parse(struct client *c, int at, struct vector_arg *out)
         return parse_values(c, at + 1, out);
     if (slice_is(c->argv[at], "TEXT")) {
         out->text = &c->argv[at + 1];
-        return take_embedding(c, out);
+        return take_embedding(c, 0, nobody, out);
     }
     return bad_vector(c, nobody, "'%.*s' is none of FP32, VALUES and TEXT",
                       slice_shown(c->argv[at]), c->argv[at].p);

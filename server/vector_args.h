@@ -30,6 +30,10 @@ bool vector_arg_parse_blob(struct client *c, int at, struct slice element,
                            struct vector_arg *out);
 bool vector_arg_parse_numbers(struct client *c, int at, int64_t n, struct slice element,
                               struct vector_arg *out);
+/* The third, where a command has several texts: argv[at] is number `text`, from 0, of those
+ * that its texts hook gave. Also sets text and model. */
+bool vector_arg_take_text(struct client *c, int at, uint32_t text, struct slice element,
+                          struct vector_arg *out);
 
 /* REDUCE dim, where argv[*at] is that word: *dim is set and *at moved on; else *dim is 0.
  * False: the error was replied. */
