@@ -183,8 +183,7 @@ static int report(struct subject *s, const struct bert *b, const struct bert *or
     int rc = engine_kernels(&k, e);
     if (rc != 0)
         return rc;
-    bool int8 = o->precision == BERT_INT8 ||
-                (o->precision == BERT_AUTO && b->layers[0].up_w->type == TENSOR_Q8_0);
+    bool int8 = bert_fast_precision(s->fast) == BERT_INT8;
     FILE *csv = o->csv ? fopen(o->csv, "a") : NULL;
     if (o->csv && !csv)
         return err_set(e, KITH_EIO, "cannot write %s", o->csv);
@@ -248,7 +247,7 @@ static void usage(FILE *to)
           "  --model FILE       the GGUF model to run"
           " (build/models/all-MiniLM-L6-v2.q8_0.gguf)\n"
           "  --original FILE    the model whose plain pass is the truth (the .f32.gguf)\n"
-          "  --precision P      auto, int8 or f32 (auto: int8 for Q8_0 weights)\n"
+          "  --precision P      auto, int8 or f32 (auto: int8 for quantized weights)\n"
           "  --threads N        threads of the pool (2)\n"
           "  --rounds N         timed rounds, at most 101 (7)\n"
           "  --csv FILE         append a row for each point: engine, precision, threads, "

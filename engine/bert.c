@@ -140,6 +140,15 @@ static int bind_table(const struct tensor **out, const struct gguf *g, const cha
     return 0;
 }
 
+/* Models that know no segments (RoBERTa and its kin) may leave the table out. */
+static int bind_types(struct bert *b, const struct gguf *g, struct err *e)
+{
+    if (!gguf_tensor(g, "token_types.weight"))
+        return 0;
+    return bind_table(&b->type_embd, g, "token_types.weight", b->n_embd, MAX_TYPES, &b->n_types,
+                      e);
+}
+
 static int bind_tables(struct bert *b, const struct gguf *g, struct err *e)
 {
     uint32_t positions = 0;
@@ -148,8 +157,7 @@ static int bind_tables(struct bert *b, const struct gguf *g, struct err *e)
                          &b->n_vocab, e)) ||
         (rc = bind_table(&b->position_embd, g, "position_embd.weight", b->n_embd, MAX_CTX,
                          &positions, e)) ||
-        (rc = bind_table(&b->type_embd, g, "token_types.weight", b->n_embd, MAX_TYPES,
-                         &b->n_types, e)) ||
+        (rc = bind_types(b, g, e)) ||
         (rc = bind_vector(&b->embd_norm_w, g, "token_embd_norm.weight", b->n_embd, e)) ||
         (rc = bind_vector(&b->embd_norm_b, g, "token_embd_norm.bias", b->n_embd, e)))
         return rc;
@@ -221,4 +229,27 @@ void bert_unbind(struct bert *b)
 {
     mem_free(b->layers);
     b->layers = NULL;
+}
+
+void bert_weights(const struct bert *b, struct bert_weights *out)
+{
+    size_t bytes[TENSOR_TYPES_END] = {0};
+    *out = (struct bert_weights){.quantized = true};
+    for (uint32_t i = 0; i < b->n_layers; i++) {
+        const struct bert_layer *l = &b->layers[i];
+        const struct tensor *const matrices[] = {l->q_w, l->k_w,  l->v_w,
+                                                 l->o_w, l->up_w, l->down_w};
+        for (size_t m = 0; m < sizeof matrices / sizeof *matrices; m++) {
+            bytes[matrices[m]->type] += matrices[m]->bytes;
+            if (tensor_block_elements(matrices[m]->type) == 1)
+                out->quantized = false;
+        }
+    }
+    int n_types = 0;
+    for (int t = 0; t < TENSOR_TYPES_END; t++) {
+        n_types += bytes[t] > 0;
+        if (bytes[t] > bytes[out->type])
+            out->type = (enum tensor_type)t;
+    }
+    out->mixed = n_types > 1;
 }

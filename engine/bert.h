@@ -34,7 +34,8 @@ struct bert {
     float norm_eps;
     enum pooling pooling;
     bool normalize;
-    const struct tensor *token_embd, *position_embd, *type_embd, *embd_norm_w, *embd_norm_b;
+    const struct tensor *token_embd, *position_embd, *embd_norm_w, *embd_norm_b;
+    const struct tensor *type_embd; /* NULL: the model has none, and n_types is 0 */
     struct bert_layer *layers;
 };
 
@@ -42,6 +43,14 @@ struct bert {
  * expected. b->layers is freed by bert_unbind. */
 int bert_bind(struct bert *b, const struct gguf *g, struct err *e);
 void bert_unbind(struct bert *b);
+
+/* What the matrices of the layers are stored as. */
+struct bert_weights {
+    enum tensor_type type; /* that of most of their bytes */
+    bool mixed;            /* there are others */
+    bool quantized;        /* all of them have a type of blocks */
+};
+void bert_weights(const struct bert *b, struct bert_weights *out);
 
 /* One text of n_tokens ids (1 .. n_ctx, each < n_vocab) to out[n_embd], in f32 throughout.
  * Thread: any. Errors: KITH_ENOMEM, KITH_EINVAL. */
@@ -56,7 +65,8 @@ struct bert_batch {
     uint32_t n_texts, n_tokens;
 };
 
-/* How the matrix products are computed. AUTO: int8 when the weights are Q8_0, else f32. */
+/* How the matrix products are computed. AUTO: int8 when all matrices of the layers have a type
+ * of blocks, whichever, else f32. */
 enum bert_precision { BERT_AUTO, BERT_F32, BERT_INT8 };
 
 struct bert_fast;
@@ -71,3 +81,4 @@ void bert_fast_free(struct bert_fast *f);
 int bert_fast_forward(struct bert_fast *f, struct pool *pool, const struct bert_batch *batch,
                       float *out, struct err *e);
 uint32_t bert_fast_max_tokens(const struct bert_fast *f);
+enum bert_precision bert_fast_precision(const struct bert_fast *f); /* F32 or INT8 */

@@ -81,6 +81,8 @@ static size_t scratch_layout(const struct bert_fast *f, struct fast_scratch *s, 
     s->values = take(base, &used, (size_t)f->head_padded * f->ctx_padded);
     s->scores = take(base, &used, (size_t)ATTENTION_ROWS * f->ctx_padded);
     s->mixed = take(base, &used, (size_t)ATTENTION_ROWS * f->head_padded);
+    uint32_t coded = panel > ATTENTION_ROWS ? panel : ATTENTION_ROWS;
+    s->codes16 = take(base, &used, (size_t)coded * f->head_padded / 2);
     s->rows.scales = take(base, &used, 2 * BLOCK_ROWS);
     s->rows.side = take(base, &used, (size_t)2 * BLOCK_ROWS * N_SIDE);
     s->twice = take(base, &used, BLOCK_ROWS);

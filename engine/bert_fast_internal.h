@@ -40,16 +40,17 @@ enum { NORM_ATTN_W, NORM_ATTN_B, NORM_OUT_W, NORM_OUT_B, N_NORMS };
  * the second planes of short texts. */
 struct fast_scratch {
     struct int8_rows rows;
-    uint32_t *twice; /* BLOCK_ROWS: which rows have a second plane, in order */
-    float *wide;     /* BLOCK_ROWS x padded n_ff */
-    float *narrow;   /* BLOCK_ROWS x padded n_embd */
-    float *second;   /* BLOCK_ROWS x the widest padded output; NULL in BERT_F32 */
-    float *residue;  /* the widest input */
-    float *keys;     /* n_ctx keys of one head, transposed */
-    float *values;   /* n_ctx values of one head */
-    float *scores;   /* ATTENTION_ROWS x padded n_ctx */
-    float *mixed;    /* ATTENTION_ROWS x padded head size */
-    float *block;    /* the one allocation behind the above */
+    uint32_t *twice;  /* BLOCK_ROWS: which rows have a second plane, in order */
+    float *wide;      /* BLOCK_ROWS x padded n_ff */
+    float *narrow;    /* BLOCK_ROWS x padded n_embd */
+    float *second;    /* BLOCK_ROWS x the widest padded output; NULL in BERT_F32 */
+    float *residue;   /* the widest input */
+    float *keys;      /* n_ctx keys of one head, transposed */
+    float *values;    /* n_ctx values of one head */
+    float *scores;    /* ATTENTION_ROWS x padded n_ctx */
+    float *mixed;     /* ATTENTION_ROWS x padded head size */
+    int16_t *codes16; /* rows of one head: queries, or what is on its way into a panel */
+    float *block;     /* the one allocation behind the above */
 };
 
 enum {
@@ -64,7 +65,7 @@ struct bert_fast {
     const struct bert *b;
     const struct engine_kernels *kernels;
     enum bert_precision precision; /* BERT_F32 or BERT_INT8 */
-    uint32_t head_size, head_padded, embd_padded, ff_padded, qkv_stride, ctx_padded;
+    uint32_t head_size, head_even, head_padded, embd_padded, ff_padded, qkv_stride, ctx_padded;
     struct fast_layer *layers;
     float *positions; /* n_ctx x n_embd: position + type 0 */
     float *embd_norm; /* weight, bias */

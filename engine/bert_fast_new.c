@@ -39,6 +39,7 @@ static int set_shape(struct bert_fast *f, struct err *e)
                        "heads, not n_embd %u, n_ff %u, n_heads %u",
                        (int)ROW_MULTIPLE, b->n_embd, b->n_ff, b->n_heads);
     f->head_size = b->n_embd / b->n_heads;
+    f->head_even = (f->head_size + 1) / 2 * 2;
     f->head_padded = fast_pad(f, f->head_size);
     f->embd_padded = fast_pad(f, b->n_embd);
     f->ff_padded = fast_pad(f, b->n_ff);
@@ -57,7 +58,9 @@ static int load_vectors(struct bert_fast *f, struct err *e)
     if (!f->positions || !f->embd_norm || !f->layers)
         return err_set(e, KITH_ENOMEM, "out of memory for the encoder");
     float *type = f->positions + b->n_ctx * n; /* one row more than positions, for the while */
-    tensor_row_f32(b->type_embd, 0, type);
+    memset(type, 0, n * sizeof *type);
+    if (b->type_embd)
+        tensor_row_f32(b->type_embd, 0, type);
     for (uint32_t p = 0; p < b->n_ctx; p++) {
         float *row = f->positions + p * n;
         tensor_row_f32(b->position_embd, p, row);
@@ -145,7 +148,14 @@ static enum bert_precision resolve(const struct bert *b, enum bert_precision pre
 {
     if (precision != BERT_AUTO)
         return precision;
-    return b->layers[0].up_w->type == TENSOR_Q8_0 ? BERT_INT8 : BERT_F32;
+    struct bert_weights weights;
+    bert_weights(b, &weights);
+    return weights.quantized ? BERT_INT8 : BERT_F32;
+}
+
+enum bert_precision bert_fast_precision(const struct bert_fast *f)
+{
+    return f->precision;
 }
 
 int bert_fast_new(struct bert_fast **out, const struct bert *b, enum bert_precision precision,

@@ -1,10 +1,13 @@
 /* Weights into panels (drawn in kernels.h), once, at load.
  *
- * Q8_0 weights come back out of their floats as the same codes: 32 inputs share a scale of
- * (largest magnitude) / 127, which is how the file's own codes were made. Weights of other
- * types are quantized by the same rule here, without rounding the scale to half precision. */
+ * The int8 panels have a signed code for each weight and a float scale for 32 inputs of a
+ * column. Q8_0, Q4_0, Q5_0 and IQ4_NL are just that already, so their weights are computed with
+ * exactly as the file has them, at the speed of Q8_0. All other types go through floats and are
+ * quantized by Q8_0's rule, without rounding the scale to half precision (tensor_row_int8);
+ * README.md, "Formats", says what that adds to their error. Kernels for each layout would need
+ * less memory and be slower: an encoder computes many tokens a weight, so what counts is the
+ * work at each product, not the bytes. */
 
-#include <math.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -52,25 +55,21 @@ static void pack_row_f32(struct fast_matrix *m, uint32_t panel, uint32_t j, cons
         out[(size_t)k * panel] = row[k];
 }
 
-static void pack_row_int8(struct fast_matrix *m, uint32_t panel, uint32_t j, const float *row)
+static void pack_row_int8(struct fast_matrix *m, uint32_t panel, uint32_t j,
+                          const int8_t *codes, const float *scales)
 {
     uint32_t n_blocks = m->n_in / INT8_BLOCK, column = j % panel;
     char *block = (char *)m->int8 + (size_t)(j / panel) * n_blocks * block_bytes(panel);
     float sum = 0;
-    for (uint32_t b = 0; b < n_blocks; b++, block += block_bytes(panel), row += INT8_BLOCK) {
-        float largest = 0;
-        for (int k = 0; k < INT8_BLOCK; k++)
-            largest = fabsf(row[k]) > largest ? fabsf(row[k]) : largest;
-        float scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0;
-        int codes = 0;
+    for (uint32_t b = 0; b < n_blocks; b++, block += block_bytes(panel), codes += INT8_BLOCK) {
+        int total = 0;
         for (uint32_t k = 0; k < INT8_BLOCK; k++) {
-            int code = (int)rintf(row[k] * inverse);
-            block[k / 4 * 4 * panel + 4 * column + k % 4] = (char)code;
-            codes += code;
+            block[k / 4 * 4 * panel + 4 * column + k % 4] = (char)codes[k];
+            total += codes[k];
         }
-        memcpy(block + (size_t)panel * INT8_BLOCK + column * sizeof(float), &scale,
-               sizeof scale);
-        sum += scale * (float)codes;
+        memcpy(block + (size_t)panel * INT8_BLOCK + column * sizeof(float), &scales[b],
+               sizeof scales[b]);
+        sum += scales[b] * (float)total;
     }
     float *side = m->side + (size_t)(j / panel) * N_SIDE * panel + column;
     side[SIDE_SUM * panel] = sum;
@@ -110,10 +109,12 @@ int fast_pack(struct bert_fast *f, struct fast_matrix *m, const struct fast_sour
         m->n_out += (uint32_t)source->weights[i]->ne[1];
     m->n_panels = (m->n_out + panel - 1) / panel;
     float *row = mem_alloc_n((size_t)m->n_in + m->n_out, sizeof *row);
-    int rc =
-        row ? allocate(f, m, e) : err_set(e, KITH_ENOMEM, "out of memory for a weight row");
+    int8_t *codes = mem_alloc_n(m->n_in, sizeof *codes);
+    int rc = row && codes ? allocate(f, m, e)
+                          : err_set(e, KITH_ENOMEM, "out of memory for a weight row");
     if (rc != 0) {
         mem_free(row);
+        mem_free(codes);
         return rc;
     }
     float *biases = row + m->n_in, *next = biases;
@@ -122,16 +123,18 @@ int fast_pack(struct bert_fast *f, struct fast_matrix *m, const struct fast_sour
     for (uint32_t j = 0; j < m->n_out; j++) {
         uint32_t source_j;
         const struct tensor *w = source_row(source, j, &source_j);
-        tensor_row_f32(w, source_j, row);
         if (f->precision == BERT_F32) {
+            tensor_row_f32(w, source_j, row);
             m->bias[j] = biases[j];
             pack_row_f32(m, panel, j, row);
         } else {
-            pack_row_int8(m, panel, j, row);
+            tensor_row_int8(w, source_j, codes, row); /* row: the scales */
+            pack_row_int8(m, panel, j, codes, row);
             m->side[((size_t)(j / panel) * N_SIDE + SIDE_BIAS) * panel + j % panel] = biases[j];
         }
     }
     mem_free(row);
+    mem_free(codes);
     return 0;
 }
 

@@ -176,7 +176,8 @@ static void embed(const struct bert *b, const int32_t *ids, uint32_t n, struct s
     memset(s->h, 0, (size_t)b->n_embd * n * sizeof(float));
     for (uint32_t t = 0; t < n; t++) {
         add_rows(b->token_embd, (uint64_t)ids[t], s->h, b->n_embd, n, t, s->row);
-        add_rows(b->type_embd, 0, s->h, b->n_embd, n, t, s->row);
+        if (b->type_embd)
+            add_rows(b->type_embd, 0, s->h, b->n_embd, n, t, s->row);
         add_rows(b->position_embd, t, s->h, b->n_embd, n, t, s->row);
     }
     layer_norm(s->h, b->n_embd, n, b->embd_norm_w, b->embd_norm_b, b->norm_eps);

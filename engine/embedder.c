@@ -8,13 +8,14 @@
 #include "engine/gguf.h"
 #include "engine/kernels.h"
 #include "engine/pool.h"
-#include "engine/wordpiece.h"
+#include "engine/tokenizer.h"
 
-enum { FRAME_TOKENS = 2, MAX_THREADS = 1024 };
+enum { MAX_THREADS = 1024 };
 
 struct embedder {
     struct gguf *gguf;
-    struct wordpiece *tokenizer;
+    struct tokenizer *tokenizer;
+    uint32_t n_frame; /* tokens before and after a text */
     struct bert bert;
     struct bert_fast *fast;
     struct pool *pool;
@@ -46,20 +47,21 @@ static void copy_name(struct embedder_info *info, const struct gguf *g, const ch
     }
 }
 
-static int describe(struct embedder *m, const char *path, enum bert_precision precision,
-                    struct err *e)
+static int describe(struct embedder *m, const char *path, struct err *e)
 {
     struct embedder_info *info = &m->info;
     const struct engine_kernels *kernels;
     int rc = engine_kernels(&kernels, e);
     if (rc)
         return rc;
-    enum tensor_type type = m->bert.layers[0].q_w->type;
-    bool int8 = precision == BERT_INT8 || (precision == BERT_AUTO && type == TENSOR_Q8_0);
+    struct bert_weights weights;
+    bert_weights(&m->bert, &weights);
+    bool int8 = bert_fast_precision(m->fast) == BERT_INT8;
     copy_name(info, m->gguf, path);
     gguf_hash(m->gguf, info->hash);
     snprintf(info->arch, sizeof info->arch, "bert");
-    snprintf(info->type, sizeof info->type, "%s", tensor_type_name(type));
+    snprintf(info->type, sizeof info->type, "%s%s", tensor_type_name(weights.type),
+             weights.mixed ? " mixed" : "");
     snprintf(info->precision, sizeof info->precision, "%s", int8 ? "int8" : "f32");
     snprintf(info->kernels, sizeof info->kernels, "%s", kernels->name);
     info->pooling = m->bert.pooling == POOLING_CLS ? "cls" : "mean";
@@ -69,12 +71,15 @@ static int describe(struct embedder *m, const char *path, enum bert_precision pr
     return 0;
 }
 
-static int check_vocabulary(const struct embedder *m, struct err *e)
+/* The tokenizer fits the model. */
+static int check_vocabulary(struct embedder *m, struct err *e)
 {
-    if (wordpiece_n_vocab(m->tokenizer) > m->bert.n_vocab)
+    const struct tokenizer_frame *frame = tokenizer_frame(m->tokenizer);
+    m->n_frame = frame->n_before + frame->n_after;
+    if (tokenizer_n_vocab(m->tokenizer) > m->bert.n_vocab)
         return err_set(e, KITH_EFORMAT, "the tokenizer has %u tokens, the model only %u",
-                       wordpiece_n_vocab(m->tokenizer), m->bert.n_vocab);
-    if (m->bert.n_ctx <= FRAME_TOKENS)
+                       tokenizer_n_vocab(m->tokenizer), m->bert.n_vocab);
+    if (m->bert.n_ctx <= m->n_frame)
         return err_set(e, KITH_EFORMAT, "a context of %u tokens holds no text", m->bert.n_ctx);
     return 0;
 }
@@ -115,11 +120,10 @@ static int open_parts(struct embedder *m, const char *path, const struct embedde
     if ((rc = gguf_open(&m->gguf, path, e)))
         return rc;
     if ((rc = bert_bind(&m->bert, m->gguf, e)) ||
-        (rc = wordpiece_new(&m->tokenizer, m->gguf, e)) || (rc = check_vocabulary(m, e)))
+        (rc = tokenizer_new(&m->tokenizer, m->gguf, e)) || (rc = check_vocabulary(m, e)))
         return err_wrap(e, "%s", path), rc;
     if ((rc = bert_fast_new(&m->fast, &m->bert, o->precision, e)) ||
-        (rc = pool_new(&m->pool, threads_of(o), e)) ||
-        (rc = describe(m, path, o->precision, e)))
+        (rc = pool_new(&m->pool, threads_of(o), e)) || (rc = describe(m, path, e)))
         return rc;
     return start_scheduler(m, o, e);
 }
@@ -148,7 +152,7 @@ void embedder_close(struct embedder *m)
         pool_free(m->pool);
     if (m->fast)
         bert_fast_free(m->fast);
-    wordpiece_free(m->tokenizer);
+    tokenizer_free(m->tokenizer);
     bert_unbind(&m->bert);
     gguf_close(m->gguf);
     mem_free(m);
@@ -159,7 +163,7 @@ const struct embedder_info *embedder_info(const struct embedder *m)
     return &m->info;
 }
 
-const struct wordpiece *embedder_tokenizer(const struct embedder *m)
+const struct tokenizer *embedder_tokenizer(const struct embedder *m)
 {
     return m->tokenizer;
 }
@@ -193,34 +197,49 @@ static int make_room(struct sequences *q, size_t n, struct err *e)
     return 0;
 }
 
-/* Appends the sequence of text i (from 0). Room for a whole context is enough: past it the
- * tokenizer only counts. */
+/* The ids of text i behind those of the frame that stand before it; *n is how many it has. Most
+ * texts have no more tokens than bytes; where a normaliser made more of it, room for a whole
+ * context is enough: past that the tokenizer only counts. */
+static int encode_text(struct embedder *m, const struct embedder_text *text,
+                       struct sequences *q, size_t room, size_t *n, struct err *e)
+{
+    const uint32_t before = tokenizer_frame(m->tokenizer)->n_before;
+    size_t most = text->n < room ? text->n : room;
+    for (;;) {
+        int rc = make_room(q, most + m->n_frame, e);
+        if (!rc)
+            rc = tokenizer_encode(m->tokenizer, text->p, text->n, q->ids + q->n_ids + before,
+                                  most, n, e);
+        if (rc || *n <= most || most == room)
+            return rc;
+        most = room;
+    }
+}
+
+/* Appends the sequence of text i (from 0). */
 static int add_text(struct embedder *m, const struct embedder_request *request, uint32_t i,
                     struct sequences *q, struct err *e)
 {
     const struct embedder_text *text = &request->texts[i];
     if (text->n == 0)
         return err_set(e, KITH_EINVAL, "text %u is empty", i + 1);
-    const size_t context = m->bert.n_ctx, room = context - FRAME_TOKENS;
-    /* A token comes of at least one byte, or of one character cut into at most four. */
-    size_t most = text->n > room / 4 ? room : text->n * 4;
-    int rc = make_room(q, most + FRAME_TOKENS, e);
-    if (rc)
-        return rc;
+    const struct tokenizer_frame *frame = tokenizer_frame(m->tokenizer);
+    const size_t context = m->bert.n_ctx, room = context - m->n_frame;
     size_t n;
-    rc = wordpiece_encode(m->tokenizer, text->p, text->n, q->ids + q->n_ids + 1, most, &n, e);
+    int rc = encode_text(m, text, q, room, &n, e);
     if (rc)
         return err_wrap(e, "text %u", i + 1), rc;
     if (n > room && !request->truncate)
         return err_set(
             e, KITH_EINVAL,
             "text %u has %zu tokens, the model takes %zu: shorten it or give TRUNCATE", i + 1,
-            n + FRAME_TOKENS, context);
+            n + m->n_frame, context);
     if (n > room)
         n = room;
-    q->ids[q->n_ids] = wordpiece_cls(m->tokenizer);
-    q->ids[q->n_ids + 1 + n] = wordpiece_sep(m->tokenizer);
-    q->n_ids += n + FRAME_TOKENS;
+    int32_t *ids = q->ids + q->n_ids;
+    memcpy(ids, frame->before, frame->n_before * sizeof *ids);
+    memcpy(ids + frame->n_before + n, frame->after, frame->n_after * sizeof *ids);
+    q->n_ids += n + m->n_frame;
     q->offsets[i + 1] = (uint32_t)q->n_ids;
     return q->n_ids <= INT32_MAX ? 0
                                  : err_set(e, KITH_ELIMIT, "the texts have too many tokens");

@@ -2,9 +2,10 @@
 /* Text to vectors: one model file with its tokenizer, its forward pass and its scheduler,
  * behind two functions. It knows no protocol and no socket.
  *
- * A text becomes [CLS] pieces [SEP]. One that is longer than the model's context is refused,
- * or, when the caller asked for it, cut: [CLS], the first context - 2 pieces, [SEP]. An empty
- * text is refused; one of nothing but spaces has the two tokens of the frame.
+ * A text becomes its pieces in the tokenizer's frame, [CLS] pieces [SEP] or what the model has
+ * in their place. One that is longer than the model's context is refused, or, when the caller
+ * asked for it, cut: the first pieces that the context holds, with the frame whole. An empty
+ * text is refused; one of nothing but spaces has the tokens of the frame.
  *
  * Owns: the model file's map, a thread, and a compute pool. Thread: all functions from any
  * thread but open and close; callbacks come on the scheduler's thread. */
@@ -17,7 +18,7 @@
 #include "engine/scheduler.h"
 
 struct embedder;
-struct wordpiece;
+struct tokenizer;
 
 struct embedder_options {
     enum bert_precision precision;
@@ -31,6 +32,7 @@ struct embedder_options {
 struct embedder_info {
     char name[128];
     char hash[33]; /* XXH3-128 of the model file */
+    /* type: of most bytes of the layers' matrices, and " mixed" where there are others */
     char arch[16], type[16], precision[16], kernels[16];
     const char *pooling; /* "mean" or "cls" */
     uint32_t dim, context, batch_tokens;
@@ -57,7 +59,7 @@ int embedder_open(struct embedder **out, const char *path, const struct embedder
 void embedder_close(struct embedder *m);
 
 const struct embedder_info *embedder_info(const struct embedder *m);
-const struct wordpiece *embedder_tokenizer(const struct embedder *m);
+const struct tokenizer *embedder_tokenizer(const struct embedder *m);
 
 /* Tokenizes on the caller's thread and queues; texts need not live on. When it returns 0, done
  * is called exactly once; otherwise never. KITH_EINVAL and KITH_ELIMIT: the request is wrong,

@@ -35,6 +35,8 @@ struct gguf_key {
     enum gguf_type element; /* of an array */
     uint64_t n;             /* elements of an array, bytes of a string, else 1 */
     const unsigned char *value;
+    const unsigned char *record; /* all of it, from the length of its name */
+    size_t record_bytes;
 };
 
 struct gguf {
@@ -43,10 +45,12 @@ struct gguf {
     const unsigned char *data;
     size_t bytes;
     uint32_t version;
+    uint64_t alignment; /* of the data section and each tensor in it */
     size_t n_keys, n_tensors;
-    struct gguf_key *keys;   /* sorted by name */
-    struct tensor *tensors;  /* in the file's order */
-    struct tensor **by_name; /* sorted by name */
+    struct gguf_key *keys;         /* in the file's order */
+    struct gguf_key **keys_sorted; /* by name */
+    struct tensor *tensors;        /* in the file's order */
+    struct tensor **by_name;       /* sorted by name */
 };
 
 static const unsigned char scalar_bytes[GGUF_N_TYPES] = {
@@ -136,7 +140,7 @@ static int compare_bytes(const char *a, size_t n_a, const char *b, size_t n_b)
 
 static int compare_keys(const void *a, const void *b)
 {
-    const struct gguf_key *x = a, *y = b;
+    const struct gguf_key *x = *(struct gguf_key *const *)a, *y = *(struct gguf_key *const *)b;
     return compare_bytes(x->name, x->name_bytes, y->name, y->name_bytes);
 }
 
@@ -156,18 +160,22 @@ static int compare_data(const void *a, const void *b)
 static int read_keys(struct gguf *g, struct reader *r, struct err *e)
 {
     g->keys = mem_calloc(g->n_keys, sizeof *g->keys);
-    if (!g->keys)
+    g->keys_sorted = mem_calloc(g->n_keys, sizeof(struct gguf_key *));
+    if (!g->keys || !g->keys_sorted)
         return err_set(e, KITH_ENOMEM, "out of memory for %zu keys", g->n_keys);
     for (size_t i = 0; i < g->n_keys; i++) {
-        int rc = read_key(r, &g->keys[i], i, e);
+        struct gguf_key *k = g->keys_sorted[i] = &g->keys[i];
+        k->record = r->p;
+        int rc = read_key(r, k, i, e);
         if (rc)
             return rc;
+        k->record_bytes = (size_t)(r->p - k->record);
     }
-    qsort(g->keys, g->n_keys, sizeof *g->keys, compare_keys);
+    qsort(g->keys_sorted, g->n_keys, sizeof(struct gguf_key *), compare_keys);
     for (size_t i = 1; i < g->n_keys; i++)
-        if (compare_keys(&g->keys[i - 1], &g->keys[i]) == 0)
+        if (compare_keys(&g->keys_sorted[i - 1], &g->keys_sorted[i]) == 0)
             return err_set(e, KITH_EFORMAT, "key '%.*s' appears twice",
-                           (int)g->keys[i].name_bytes, g->keys[i].name);
+                           (int)g->keys_sorted[i]->name_bytes, g->keys_sorted[i]->name);
     return 0;
 }
 
@@ -213,11 +221,7 @@ static int read_tensor(struct reader *r, struct tensor *t, uint64_t *offset, siz
     *offset = read_u64(r);
     if (r->failed)
         return err_set(e, KITH_EFORMAT, "the description of tensor '%s' is cut short", t->name);
-    if (type > INT32_MAX || tensor_block_elements((enum tensor_type)type) == 0)
-        return err_set(e, KITH_EUNSUPPORTED,
-                       "tensor '%s' has type %u; F32, F16, BF16 and Q8_0 are computed here",
-                       t->name, type);
-    t->type = (enum tensor_type)type;
+    t->type = (enum tensor_type)type; /* shape_bytes refuses what is not computed */
     return shape_bytes(t, e);
 }
 
@@ -260,10 +264,10 @@ static int read_tensors(struct gguf *g, struct reader *r, struct err *e)
         rc = err_set(e, KITH_ENOMEM, "out of memory for %zu tensors", g->n_tensors);
     for (size_t i = 0; i < g->n_tensors && !rc; i++)
         rc = read_tensor(r, &g->tensors[i], &offsets[i], i, e);
-    uint64_t alignment = 0;
     if (!rc)
-        rc = alignment_of(g, &alignment, e);
+        rc = alignment_of(g, &g->alignment, e);
     if (!rc) {
+        const uint64_t alignment = g->alignment;
         uint64_t start = (uint64_t)(r->p - g->data);
         start = (start + alignment - 1) & ~(alignment - 1);
         uint64_t room = start < g->bytes ? g->bytes - start : 0;
@@ -374,6 +378,7 @@ void gguf_close(struct gguf *g)
     else
         file_map_close(&g->map);
     mem_free(g->keys);
+    mem_free(g->keys_sorted);
     mem_free(g->tensors);
     mem_free(g->by_name);
     mem_free(g);
@@ -425,11 +430,25 @@ size_t gguf_n_keys(const struct gguf *g)
     return g->n_keys;
 }
 
+void gguf_key_at(const struct gguf *g, size_t i, struct slice *name, struct slice *record)
+{
+    const struct gguf_key *k = &g->keys[i];
+    *name = (struct slice){k->name, k->name_bytes};
+    *record = (struct slice){(const char *)k->record, k->record_bytes};
+}
+
+uint64_t gguf_alignment(const struct gguf *g)
+{
+    return g->alignment;
+}
+
 static const struct gguf_key *find(const struct gguf *g, const char *name)
 {
-    struct gguf_key wanted = {.name = name, .name_bytes = strlen(name)};
-    return g->n_keys ? bsearch(&wanted, g->keys, g->n_keys, sizeof *g->keys, compare_keys)
-                     : NULL;
+    const struct gguf_key wanted = {.name = name, .name_bytes = strlen(name)}, *p = &wanted;
+    struct gguf_key **found = g->n_keys ? bsearch(&p, g->keys_sorted, g->n_keys,
+                                                  sizeof(struct gguf_key *), compare_keys)
+                                        : NULL;
+    return found ? *found : NULL;
 }
 
 bool gguf_has(const struct gguf *g, const char *key)
@@ -596,6 +615,16 @@ bool gguf_array_int(struct gguf_array *a, int64_t *v)
     if (a->left == 0 || !load_int(a->p, a->type, v, &too_big) || too_big)
         return false;
     a->p += scalar_bytes[a->type];
+    a->left--;
+    return true;
+}
+
+bool gguf_array_f32(struct gguf_array *a, float *v)
+{
+    if (a->left == 0 || a->type != GGUF_F32)
+        return false;
+    *v = load_f32(a->p);
+    a->p += scalar_bytes[GGUF_F32];
     a->left--;
     return true;
 }

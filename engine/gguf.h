@@ -23,6 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/bytes.h"
 #include "engine/tensor.h"
 
 struct gguf;
@@ -70,6 +71,10 @@ const struct tensor *gguf_tensor_at(const struct gguf *g, size_t i); /* in the f
 const struct tensor *gguf_tensor(const struct gguf *g, const char *name); /* NULL: not there */
 
 size_t gguf_n_keys(const struct gguf *g);
+/* Key i in the file's order: its name, and the bytes it has there, name, type and value, for a
+ * writer that copies it. */
+void gguf_key_at(const struct gguf *g, size_t i, struct slice *name, struct slice *record);
+uint64_t gguf_alignment(const struct gguf *g); /* of the data section and each tensor */
 bool gguf_has(const struct gguf *g, const char *key);
 
 /* Each returns 0, KITH_ENOTFOUND when there is no such key, or KITH_EFORMAT when its value
@@ -82,7 +87,7 @@ int gguf_get_bool(const struct gguf *g, const char *key, bool *v, struct err *e)
 int gguf_get_string(const struct gguf *g, const char *key, const char **s, size_t *n,
                     struct err *e);
 
-/* A walk over an array of strings or of integers. */
+/* A walk over an array of strings, of integers or of floats. */
 struct gguf_array {
     const unsigned char *p;
     enum gguf_type type;
@@ -92,3 +97,4 @@ int gguf_get_array(const struct gguf *g, const char *key, struct gguf_array *a, 
 /* The next element; false at the end or where the elements are of another kind. */
 bool gguf_array_string(struct gguf_array *a, const char **s, size_t *n);
 bool gguf_array_int(struct gguf_array *a, int64_t *v);
+bool gguf_array_f32(struct gguf_array *a, float *v);

@@ -34,6 +34,14 @@
  *   side[SIDE_BIAS]  1; the bias
  *
  * The block sums are exact integers below 2^24, so all variants agree to float rounding.
+ *
+ * The int16 product is for attention, whose two sides are both activations:
+ *
+ *   int16 panel, 4 P bytes a line:
+ *      k = 0, 1    [w(0,0) w(0,1) | w(1,0) w(1,1) | ... w(P-1,1)]
+ *
+ * Its sums run over INT16_BLOCK inputs in integers, which are exact where the codes of one side
+ * times those of the other stay within INT16_PRODUCT_MAX, and then in floats.
  * Thread: all functions are pure but for their outputs. */
 
 #include <stddef.h>
@@ -47,7 +55,10 @@ enum {
     SIDE_SUM = OUTLIERS_MAX,
     SIDE_BIAS,
     N_SIDE,
-    ROW_MULTIPLE = 32 /* row kernels take n in multiples of this */
+    INT16_BLOCK = 64,
+    INT16_PRODUCT_MAX = (1 << 25) - 1,
+    SOFTMAX_ONE = 16383, /* what softmax_codes writes for the largest */
+    ROW_MULTIPLE = 32    /* row kernels take n in multiples of this */
 };
 
 /* Rows of quantized activations. Row r has its codes at codes + r * stride. */
@@ -68,6 +79,9 @@ struct product_kernels {
     void (*int8)(const struct int8_rows *a, uint32_t first, uint32_t n_rows, const void *panels,
                  uint32_t n_blocks, uint32_t n_panels, const float *side_weights, float *c,
                  size_t c_stride);
+    /* c[r][j] = sum_k a[r][k] w[j][k], for n_panels panels; k and a_stride are even. */
+    void (*int16)(const int16_t *a, size_t a_stride, uint32_t n_rows, const int16_t *panels,
+                  uint32_t k, uint32_t n_panels, float *c, size_t c_stride);
     /* n rows of `width` floats, multiplied by `factor`, to f32 panels whose columns are those
      * rows: k = width, ceil(n / panel) panels, the last filled with zeros. */
     void (*transpose)(const float *rows, size_t stride, uint32_t n, uint32_t width,
@@ -84,6 +98,13 @@ struct row_kernels {
     /* x = exp(x - max x), not yet divided by the sum, which is returned. Values of -INFINITY
      * count as nothing. */
     float (*softmax)(float *x, uint32_t n);
+    /* out = exp(factor (x - max x)) in units of 1 / SOFTMAX_ONE, rounded; returns the sum of
+     * out. factor > 0; -INFINITY counts as nothing. out may begin where x does. */
+    float (*softmax_codes)(const float *x, uint32_t n, float factor, int16_t *out);
+    /* The largest |x| of rows of n, 0 for none; and round(x * factor), which fits 16 bits. n
+     * may be anything. */
+    float (*largest)(const float *x, size_t stride, uint32_t n_rows, uint32_t n);
+    void (*quantize16)(const float *x, uint32_t n, float factor, int16_t *out);
     /* codes in 1 .. 255 with x ~ scale * code + offset; the error is at most scale / 2. */
     void (*quantize)(const float *x, uint32_t n, uint8_t *codes, float *scale, float *offset);
     /* out = x - (scale * code + offset) */

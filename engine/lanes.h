@@ -98,6 +98,10 @@ KERNEL_INLINE void vi_store_bytes(uint8_t *p, vi v) /* each lane in 0 .. 255 */
     simde__m128i low = simde_mm512_cvtsepi32_epi8(vi_sub(v, vi_set(128)));
     simde_mm_storeu_si128((simde__m128i *)p, simde_mm_xor_si128(low, simde_mm_set1_epi8(-128)));
 }
+KERNEL_INLINE void vi_store_words(int16_t *p, vi v) /* each lane in -32768 .. 32767 */
+{
+    simde_mm256_storeu_si256((simde__m256i *)p, simde_mm512_cvtsepi32_epi16(v));
+}
 KERNEL_INLINE simde__m256 vf_half(vf v, int upper)
 {
     simde__m512d d = simde_mm512_castps_pd(v);
@@ -183,6 +187,12 @@ KERNEL_INLINE void vi_store_bytes(uint8_t *p, vi v) /* each lane in 0 .. 255 */
                                               simde_mm256_extracti128_si256(v, 1));
     simde_mm_storel_epi64((simde__m128i *)p, simde_mm_packus_epi16(words, words));
 }
+KERNEL_INLINE void vi_store_words(int16_t *p, vi v) /* each lane in -32768 .. 32767 */
+{
+    simde_mm_storeu_si128((simde__m128i *)p,
+                          simde_mm_packs_epi32(simde_mm256_castsi256_si128(v),
+                                               simde_mm256_extracti128_si256(v, 1)));
+}
 
 #else
 
@@ -261,6 +271,10 @@ KERNEL_INLINE vf vf_of_vi(vi v)
 KERNEL_INLINE void vi_store_bytes(uint8_t *p, vi v) /* in 0 .. 255 */
 {
     *p = (uint8_t)v;
+}
+KERNEL_INLINE void vi_store_words(int16_t *p, vi v) /* in -32768 .. 32767 */
+{
+    *p = (int16_t)v;
 }
 
 #endif

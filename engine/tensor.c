@@ -1,58 +1,59 @@
 #include "engine/tensor.h"
 
-#include "base/bytes.h"
-#include "base/mem.h"
-#include "engine/half.h"
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
 
-enum { Q8_0_ELEMENTS = 32, Q8_0_BYTES = 34 };
+#include "base/mem.h"
 
 size_t tensor_block_elements(enum tensor_type type)
 {
-    switch (type) {
-    case TENSOR_F32:
-    case TENSOR_F16:
-    case TENSOR_BF16:
-        return 1;
-    case TENSOR_Q8_0:
-        return Q8_0_ELEMENTS;
-    }
-    return 0;
+    const struct block_type *b = block_type(type);
+    return b ? b->elements : 0;
 }
 
 size_t tensor_block_bytes(enum tensor_type type)
 {
-    switch (type) {
-    case TENSOR_F32:
-        return 4;
-    case TENSOR_F16:
-    case TENSOR_BF16:
-        return 2;
-    case TENSOR_Q8_0:
-        return Q8_0_BYTES;
-    }
-    return 0;
+    const struct block_type *b = block_type(type);
+    return b ? b->bytes : 0;
 }
 
 const char *tensor_type_name(enum tensor_type type)
 {
-    switch (type) {
-    case TENSOR_F32:
-        return "F32";
-    case TENSOR_F16:
-        return "F16";
-    case TENSOR_BF16:
-        return "BF16";
-    case TENSOR_Q8_0:
-        return "Q8_0";
+    const struct block_type *b = block_type(type);
+    return b ? b->name : "unknown";
+}
+
+void tensor_type_list(char *out, size_t n)
+{
+    enum tensor_type type;
+    const struct block_type *b;
+    size_t used = 0;
+    for (size_t i = 0; (b = block_type_at(i, &type)) && used < n; i++) {
+        const char *joint = i == 0 ? "" : block_type_at(i + 1, &type) ? ", " : " and ";
+        used += (size_t)snprintf(out + used, n - used, "%s%s", joint, b->name);
     }
-    return "unknown";
+}
+
+static int refuse_type(uint32_t id, struct err *e)
+{
+    char list[128];
+    bool removed = false;
+    const char *name = block_foreign_name(id, &removed);
+    if (removed)
+        return err_set(e, KITH_EUNSUPPORTED,
+                       "type %u (%s) was removed from GGUF: make the file anew from the model",
+                       id, name);
+    tensor_type_list(list, sizeof list);
+    return err_set(e, KITH_EUNSUPPORTED, "type %u (%s) is not computed here; %s are", id,
+                   name ? name : "unknown", list);
 }
 
 int tensor_row_bytes(enum tensor_type type, uint64_t ne0, size_t *bytes, struct err *e)
 {
     size_t elements = tensor_block_elements(type);
     if (elements == 0)
-        return err_set(e, KITH_EUNSUPPORTED, "tensor type %d is not computed here", (int)type);
+        return refuse_type((uint32_t)type, e);
     if (ne0 % elements)
         return err_set(e, KITH_EFORMAT,
                        "a row of %llu elements is no multiple of the %zu of a %s block",
@@ -63,34 +64,85 @@ int tensor_row_bytes(enum tensor_type type, uint64_t ne0, size_t *bytes, struct 
     return 0;
 }
 
-static void row_q8_0(const unsigned char *p, size_t n, float *out)
+void tensor_row_f32(const struct tensor *t, uint64_t row, float *out)
 {
-    for (size_t b = 0; b < n / Q8_0_ELEMENTS; b++, p += Q8_0_BYTES) {
-        float scale = half_to_f32(load_u16(p));
-        for (size_t i = 0; i < Q8_0_ELEMENTS; i++)
-            out[b * Q8_0_ELEMENTS + i] = scale * (float)(int8_t)p[2 + i];
+    const struct block_type *type = block_type(t->type);
+    size_t n = (size_t)t->ne[0] / type->elements;
+    type->decode((const unsigned char *)t->data + row * n * type->bytes, n, out);
+}
+
+/* To the nearest integer, ties to even, for magnitudes below 2^22; plain arithmetic, which the
+ * compiler makes vectors of. */
+static float nearest(float v)
+{
+    const float shift = 0x1.8p23f;
+    return v + shift - shift;
+}
+
+/* The sum of squares that codes of this scale miss. */
+static float missed(const float *x, float scale)
+{
+    float inverse = 1.0f / scale, sums[4] = {0};
+    for (int i = 0; i < BLOCK_ELEMENTS; i += 4)
+        for (int j = 0; j < 4; j++) {
+            float miss = x[i + j] - scale * nearest(x[i + j] * inverse);
+            sums[j] += miss * miss;
+        }
+    return sums[0] + sums[1] + sums[2] + sums[3];
+}
+
+/* Values on a grid fit a scale that is a whole part of the grid's step best: they then all miss
+ * their codes by the same, and one of the parts makes that small. Any fraction of the step from
+ * the finest that 127 codes reach is tried, down to a third of that. */
+static float best_scale(const float *x, float largest, float step)
+{
+    float best = largest / 127.0f, least = step > 0x1p-100f ? missed(x, best) : 0;
+    int finest = least > 0 ? (int)(127.0f * step / largest) : 0;
+    for (int k = finest; k > finest / 3; k--) {
+        float scale = step / (float)k, miss = missed(x, scale);
+        if (miss < least) {
+            least = miss;
+            best = scale;
+        }
+    }
+    return best;
+}
+
+static void quantize(const float *x, float step, int8_t *codes, float *scale)
+{
+    float largest = 0;
+    bool finite = true;
+    for (int i = 0; i < BLOCK_ELEMENTS; i++) {
+        float magnitude = fabsf(x[i]);
+        finite = finite && isfinite(magnitude);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    if (!finite || largest < 0x1p-100f) { /* no code says so, or too small to divide by */
+        memset(codes, 0, BLOCK_ELEMENTS);
+        *scale = finite ? 0 : NAN;
+        return;
+    }
+    *scale = best_scale(x, largest, step);
+    float inverse = 1.0f / *scale;
+    for (int i = 0; i < BLOCK_ELEMENTS; i++) {
+        float code = nearest(x[i] * inverse);
+        codes[i] = (int8_t)(code > 127 ? 127 : code < -127 ? -127 : code);
     }
 }
 
-void tensor_row_f32(const struct tensor *t, uint64_t row, float *out)
+void tensor_row_int8(const struct tensor *t, uint64_t row, int8_t *codes, float *scales)
 {
-    size_t n = (size_t)t->ne[0];
-    size_t bytes = n / tensor_block_elements(t->type) * tensor_block_bytes(t->type);
+    const struct block_type *type = block_type(t->type);
+    size_t n = (size_t)t->ne[0], bytes = n / type->elements * type->bytes;
     const unsigned char *p = (const unsigned char *)t->data + row * bytes;
-    switch (t->type) {
-    case TENSOR_F32:
-        memcpy(out, p, bytes);
-        break;
-    case TENSOR_F16:
-        for (size_t i = 0; i < n; i++)
-            out[i] = half_to_f32(load_u16(p + 2 * i));
-        break;
-    case TENSOR_BF16:
-        for (size_t i = 0; i < n; i++)
-            out[i] = half_bf16_to_f32(load_u16(p + 2 * i));
-        break;
-    case TENSOR_Q8_0:
-        row_q8_0(p, n, out);
-        break;
+    size_t step = type->elements < BLOCK_ELEMENTS ? BLOCK_ELEMENTS : type->elements;
+    float values[SUPERBLOCK_ELEMENTS];
+    for (size_t i = 0; i < n; i += step, p += step / type->elements * type->bytes) {
+        if (type->codes && type->codes(p, codes + i, &scales[i / BLOCK_ELEMENTS]))
+            continue;
+        type->decode(p, step / type->elements, values);
+        for (size_t j = 0; j < step; j += BLOCK_ELEMENTS)
+            quantize(values + j, type->step ? type->step(p, (int)(j / BLOCK_ELEMENTS)) : 0,
+                     codes + i + j, &scales[(i + j) / BLOCK_ELEMENTS]);
     }
 }

@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <utf8proc.h>
 
+#include "base/utf8.h"
+
 struct range {
     uint32_t first, last;
 };
@@ -123,4 +125,27 @@ uint32_t unicode_lower(uint32_t c)
 uint8_t unicode_combining_class(uint32_t c)
 {
     return (uint8_t)utf8proc_get_property((utf8proc_int32_t)c)->combining_class;
+}
+
+bool unicode_is_white_space(uint32_t c)
+{
+    return (c >= 0x9 && c <= 0xd) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
+           c == 0x205f || c == 0x3000;
+}
+
+size_t unicode_grapheme(const char *s, size_t n)
+{
+    utf8proc_int32_t state = 0;
+    uint32_t c, next;
+    size_t end = utf8_decode(s, n, &c);
+    while (end < n) {
+        size_t step = utf8_decode(s + end, n - end, &next);
+        if (utf8proc_grapheme_break_stateful((utf8proc_int32_t)c, (utf8proc_int32_t)next,
+                                             &state))
+            break;
+        end += step;
+        c = next;
+    }
+    return end;
 }

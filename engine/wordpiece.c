@@ -9,126 +9,34 @@
  * order matters only for the few others with a class (musical stems, some Indic signs, marks
  * younger than the categories). They wait in `pending` until a character of class 0 comes.
  *
- * The vocabulary is one trie with two roots, one for pieces that begin a word and one for those
- * that go on; an edge is a slot of one open-addressing table keyed by (node, byte), so the
- * longest piece at a place is found in one walk of as many probes as it has bytes. Rejected: a
- * hash of every candidate substring, as the reference does, which is quadratic in the length of
- * the word.
+ * The vocabulary is one piece_trie with two roots, one for pieces that begin a word and one for
+ * those that go on, so the longest piece at a place is found in one walk. Rejected: a hash of
+ * every candidate substring, as the reference does, which is quadratic in the length of the
+ * word.
  *
- *   node 0 ──'t'──► 7 ──'o'──► 8 (id of "to")      key = node << 8 | byte
- *   node 1 ──'i'──► 9 ──'n'──► … ──'g'──► (id of "##ing") */
+ *   root 0 --'t'--> 7 --'o'--> 8 (id of "to")
+ *   root 1 --'i'--> 9 --'n'--> ... --'g'--> (id of "##ing") */
 
 #include "engine/wordpiece.h"
 
 #include <string.h>
 
-#include "base/hash.h"
 #include "base/mem.h"
 #include "base/utf8.h"
 #include "engine/gguf.h"
+#include "engine/piece_trie.h"
 #include "engine/unicode.h"
+#include "engine/vocabulary.h"
 
-enum {
-    WORD_MAX_CHARS = 100,
-    ROOT_INITIAL = 0,
-    ROOT_CONTINUATION = 1,
-    MAX_NODES = 1 << 23, /* so that node << 8 | byte fits 31 bits */
-    MAX_VOCAB = 1 << 22,
-    NO_ID = -1,
-    TOKEN_CONTROL = 3
-};
-
-struct edge {
-    uint32_t key;
-    uint32_t child; /* 0: the slot is empty, for no edge leads to a root */
-};
+enum { WORD_MAX_CHARS = 100 };
+enum { ROOT_INITIAL, ROOT_CONTINUATION, N_ROOTS };
 
 struct wordpiece {
-    struct edge *edges;
-    uint32_t edge_mask; /* slots - 1 */
-    uint32_t n_nodes, nodes_capacity;
-    int32_t *node_id; /* the token that ends at the node, or NO_ID */
-    char *text;       /* all tokens' bytes */
-    size_t *text_at;  /* n_vocab + 1 offsets */
-    uint32_t n_vocab;
+    struct piece_trie trie;
+    struct vocabulary vocabulary;
     int32_t unk, cls, sep;
     bool lower, strip_accents;
 };
-
-/* --- the trie --- */
-
-static uint32_t slot_of(uint32_t key, uint32_t mask)
-{
-    return (key * 2654435769u >> 7) & mask;
-}
-
-static uint32_t trie_child(const struct wordpiece *w, uint32_t node, unsigned char byte)
-{
-    uint32_t key = node << 8 | byte;
-    for (uint32_t s = slot_of(key, w->edge_mask);; s = (s + 1) & w->edge_mask) {
-        const struct edge *edge = &w->edges[s];
-        if (edge->key == key || edge->child == 0)
-            return edge->child;
-    }
-}
-
-static void trie_put(struct edge *edges, uint32_t mask, uint32_t key, uint32_t child)
-{
-    uint32_t s = slot_of(key, mask);
-    while (edges[s].child != 0)
-        s = (s + 1) & mask;
-    edges[s] = (struct edge){.key = key, .child = child};
-}
-
-/* Room for one more node and its edge: at most a quarter of the slots are taken, since a miss
- * ends the walk of every piece. */
-static int trie_grow(struct wordpiece *w)
-{
-    if (w->n_nodes == w->nodes_capacity) {
-        uint32_t capacity = w->nodes_capacity ? w->nodes_capacity * 2 : 1024;
-        int32_t *ids = mem_realloc_n(w->node_id, capacity, sizeof *ids);
-        if (!ids)
-            return KITH_ENOMEM;
-        w->node_id = ids;
-        w->nodes_capacity = capacity;
-    }
-    if (w->edges && (uint64_t)w->n_nodes * 4 < (uint64_t)w->edge_mask + 1)
-        return 0;
-    uint32_t slots = w->edges ? (w->edge_mask + 1) * 2 : 4096;
-    struct edge *edges = mem_calloc(slots, sizeof *edges);
-    if (!edges)
-        return KITH_ENOMEM;
-    for (uint32_t s = 0; w->edges && s <= w->edge_mask; s++)
-        if (w->edges[s].child)
-            trie_put(edges, slots - 1, w->edges[s].key, w->edges[s].child);
-    mem_free(w->edges);
-    w->edges = edges;
-    w->edge_mask = slots - 1;
-    return 0;
-}
-
-static int trie_add(struct wordpiece *w, uint32_t root, const char *piece, size_t n, int32_t id,
-                    struct err *e)
-{
-    uint32_t node = root;
-    for (size_t i = 0; i < n; i++) {
-        unsigned char byte = (unsigned char)piece[i];
-        uint32_t child = trie_child(w, node, byte);
-        if (!child) {
-            if (w->n_nodes >= MAX_NODES)
-                return err_set(e, KITH_ELIMIT, "the vocabulary is too large");
-            if (trie_grow(w))
-                return err_set(e, KITH_ENOMEM, "out of memory for the vocabulary");
-            child = w->n_nodes++;
-            w->node_id[child] = NO_ID;
-            trie_put(w->edges, w->edge_mask, node << 8 | byte, child);
-        }
-        node = child;
-    }
-    if (w->node_id[node] == NO_ID)
-        w->node_id[node] = id;
-    return 0;
-}
 
 /* --- loading --- */
 
@@ -137,123 +45,48 @@ static bool begins_word(const char *s, size_t n)
     return n > 3 && memcmp(s, "\xe2\x96\x81", 3) == 0;
 }
 
-/* Copies the token texts into one block, so that the model file need not stay open. */
-static int load_texts(struct wordpiece *w, struct gguf_array tokens, struct err *e)
+static int load_trie(struct wordpiece *w, struct err *e)
 {
-    w->n_vocab = (uint32_t)tokens.left;
-    w->text_at = mem_alloc_n((size_t)w->n_vocab + 1, sizeof *w->text_at);
-    size_t total = 0, n;
-    const char *s;
-    for (struct gguf_array a = tokens; gguf_array_string(&a, &s, &n);)
-        total += n;
-    w->text = mem_alloc(total);
-    if (!w->text_at || !w->text)
-        return err_set(e, KITH_ENOMEM, "out of memory for %u tokens", w->n_vocab);
-    size_t at = 0;
-    uint32_t i = 0;
-    for (struct gguf_array a = tokens; gguf_array_string(&a, &s, &n); i++) {
-        w->text_at[i] = at;
-        if (n)
-            memcpy(w->text + at, s, n);
-        at += n;
-    }
-    w->text_at[i] = at;
-    return 0;
-}
-
-static int load_trie(struct wordpiece *w, const struct gguf *g, struct err *e)
-{
-    struct gguf_array types = {0};
-    if (gguf_has(g, "tokenizer.ggml.token_type")) {
-        int rc = gguf_get_array(g, "tokenizer.ggml.token_type", &types, e);
-        if (rc)
-            return rc;
-    }
-    if (trie_grow(w))
-        return err_set(e, KITH_ENOMEM, "out of memory for the vocabulary");
-    w->n_nodes = 2;
-    w->node_id[ROOT_INITIAL] = w->node_id[ROOT_CONTINUATION] = NO_ID;
-    for (uint32_t i = 0; i < w->n_vocab; i++) {
+    int rc = piece_trie_init(&w->trie, N_ROOTS, e);
+    for (uint32_t i = 0; i < w->vocabulary.n && !rc; i++) {
         size_t n;
-        const char *s = wordpiece_token(w, (int32_t)i, &n);
-        int64_t type;
-        bool control = gguf_array_int(&types, &type) && type == TOKEN_CONTROL;
-        if (control || n == 0 || utf8_valid_prefix(s, n) != n)
+        const char *s = vocabulary_token(&w->vocabulary, (int32_t)i, &n);
+        if (w->vocabulary.type[i] == TOKEN_CONTROL || n == 0 || utf8_valid_prefix(s, n) != n)
             continue;
         uint32_t root = begins_word(s, n) ? ROOT_INITIAL : ROOT_CONTINUATION;
         size_t skip = root == ROOT_INITIAL ? 3 : 0;
-        int rc = trie_add(w, root, s + skip, n - skip, (int32_t)i, e);
-        if (rc)
-            return rc;
+        rc = piece_trie_add(&w->trie, root, s + skip, n - skip, (int32_t)i, e);
     }
-    return 0;
-}
-
-/* An id of the vocabulary from a key, with a default where the key is missing. */
-static int load_id(const struct wordpiece *w, const struct gguf *g, const char *key,
-                   uint64_t otherwise, int32_t *id, struct err *e)
-{
-    uint64_t v = otherwise;
-    int rc = gguf_get_uint(g, key, &v, e);
-    if (rc && rc != KITH_ENOTFOUND)
-        return rc;
-    if (v >= w->n_vocab)
-        return err_set(e, KITH_EFORMAT,
-                       "key '%s' is %llu, past the %u tokens of the vocabulary", key,
-                       (unsigned long long)v, w->n_vocab);
-    *id = (int32_t)v;
-    return 0;
-}
-
-static int load_flag(const struct gguf *g, const char *key, bool otherwise, bool *v,
-                     struct err *e)
-{
-    *v = otherwise;
-    int rc = gguf_get_bool(g, key, v, e);
-    return rc == KITH_ENOTFOUND ? 0 : rc;
+    return rc;
 }
 
 static int load_settings(struct wordpiece *w, const struct gguf *g, struct err *e)
 {
+    const struct vocabulary *v = &w->vocabulary;
     const char *cls_key = gguf_has(g, "tokenizer.ggml.cls_token_id")
                               ? "tokenizer.ggml.cls_token_id"
                               : "tokenizer.ggml.bos_token_id";
-    int rc = load_id(w, g, "tokenizer.ggml.unknown_token_id", 100, &w->unk, e);
+    int rc = vocabulary_id(v, g, "tokenizer.ggml.unknown_token_id", 100, &w->unk, e);
     if (!rc)
-        rc = load_id(w, g, cls_key, 101, &w->cls, e);
+        rc = vocabulary_id(v, g, cls_key, 101, &w->cls, e);
     /* The misspelling is the format's own. */
     if (!rc)
-        rc = load_id(w, g, "tokenizer.ggml.seperator_token_id", 102, &w->sep, e);
+        rc = vocabulary_id(v, g, "tokenizer.ggml.seperator_token_id", 102, &w->sep, e);
     if (!rc)
-        rc = load_flag(g, "tokenizer.ggml.normalizer.lowercase", true, &w->lower, e);
+        rc = vocabulary_flag(g, "tokenizer.ggml.normalizer.lowercase", true, &w->lower, e);
     if (!rc)
-        rc = load_flag(g, "tokenizer.ggml.normalizer.strip_accents", w->lower,
-                       &w->strip_accents, e);
+        rc = vocabulary_flag(g, "tokenizer.ggml.normalizer.strip_accents", w->lower,
+                             &w->strip_accents, e);
     return rc;
 }
 
 static int load(struct wordpiece *w, const struct gguf *g, struct err *e)
 {
-    const char *model;
-    size_t n;
-    struct gguf_array tokens;
-    int rc = gguf_get_string(g, "tokenizer.ggml.model", &model, &n, e);
-    if (rc)
-        return rc;
-    if (n != 4 || memcmp(model, "bert", 4) != 0)
-        return err_set(e, KITH_EUNSUPPORTED, "the tokenizer is '%.*s'; 'bert' is spoken here",
-                       n > 64 ? 64 : (int)n, model);
-    rc = gguf_get_array(g, "tokenizer.ggml.tokens", &tokens, e);
-    if (rc)
-        return rc;
-    if (tokens.type != GGUF_STRING || tokens.left == 0 || tokens.left > MAX_VOCAB)
-        return err_set(e, KITH_EFORMAT,
-                       "tokenizer.ggml.tokens must be an array of 1 to %d strings", MAX_VOCAB);
-    rc = load_texts(w, tokens, e);
+    int rc = vocabulary_load(&w->vocabulary, g, e);
     if (!rc)
         rc = load_settings(w, g, e);
     if (!rc)
-        rc = load_trie(w, g, e);
+        rc = load_trie(w, e);
     return rc;
 }
 
@@ -275,10 +108,8 @@ void wordpiece_free(struct wordpiece *w)
 {
     if (!w)
         return;
-    mem_free(w->edges);
-    mem_free(w->node_id);
-    mem_free(w->text);
-    mem_free(w->text_at);
+    piece_trie_deinit(&w->trie);
+    vocabulary_deinit(&w->vocabulary);
     mem_free(w);
 }
 
@@ -311,18 +142,18 @@ static void end_word(struct encoder *x)
     bool cut = x->word_chars <= WORD_MAX_CHARS;
     for (size_t at = 0; cut && at < n;) {
         uint32_t node = at == 0 ? ROOT_INITIAL : ROOT_CONTINUATION;
-        int32_t id = NO_ID;
+        int32_t id = PIECE_NONE;
         size_t end = at;
         for (size_t i = at; i < n; i++) {
-            node = trie_child(x->w, node, (unsigned char)x->word[i]);
+            node = piece_trie_child(&x->w->trie, node, (unsigned char)x->word[i]);
             if (!node)
                 break;
-            if (x->w->node_id[node] != NO_ID) {
-                id = x->w->node_id[node];
+            if (x->w->trie.node_id[node] != PIECE_NONE) {
+                id = x->w->trie.node_id[node];
                 end = i + 1;
             }
         }
-        cut = id != NO_ID;
+        cut = id != PIECE_NONE;
         if (cut)
             emit(x, id);
         at = end;
@@ -496,9 +327,9 @@ int wordpiece_encode(const struct wordpiece *w, const char *text, size_t n_bytes
     return 0;
 }
 
-uint32_t wordpiece_n_vocab(const struct wordpiece *w)
+const struct vocabulary *wordpiece_vocabulary(const struct wordpiece *w)
 {
-    return w->n_vocab;
+    return &w->vocabulary;
 }
 
 int32_t wordpiece_cls(const struct wordpiece *w)
@@ -514,10 +345,4 @@ int32_t wordpiece_sep(const struct wordpiece *w)
 int32_t wordpiece_unk(const struct wordpiece *w)
 {
     return w->unk;
-}
-
-const char *wordpiece_token(const struct wordpiece *w, int32_t id, size_t *n)
-{
-    *n = w->text_at[id + 1] - w->text_at[id];
-    return w->text + w->text_at[id];
 }

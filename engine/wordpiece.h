@@ -24,11 +24,12 @@
 #include "base/error.h"
 
 struct gguf;
+struct vocabulary;
 struct wordpiece;
 
-/* Reads tokenizer.ggml.*: the model must be `bert`, word-initial tokens carry U+2581 before
- * them, as llama.cpp's converter writes them. normalizer.lowercase and .strip_accents
- * default to true, as for the uncased models. */
+/* Reads tokenizer.ggml.*: word-initial tokens carry U+2581 before them, as llama.cpp's
+ * converter writes them. That the model is `bert` is for engine/tokenizer.h to see.
+ * normalizer.lowercase and .strip_accents default to true, as for the uncased models. */
 int wordpiece_new(struct wordpiece **out, const struct gguf *g, struct err *e);
 void wordpiece_free(struct wordpiece *w);
 
@@ -37,9 +38,7 @@ void wordpiece_free(struct wordpiece *w);
 int wordpiece_encode(const struct wordpiece *w, const char *text, size_t n_bytes, int32_t *ids,
                      size_t max_ids, size_t *n_ids, struct err *e);
 
-uint32_t wordpiece_n_vocab(const struct wordpiece *w);
+const struct vocabulary *wordpiece_vocabulary(const struct wordpiece *w);
 int32_t wordpiece_cls(const struct wordpiece *w);
 int32_t wordpiece_sep(const struct wordpiece *w);
 int32_t wordpiece_unk(const struct wordpiece *w);
-/* The token as the model file has it, 0 <= id < n_vocab; not NUL-terminated. */
-const char *wordpiece_token(const struct wordpiece *w, int32_t id, size_t *n);

@@ -31,7 +31,7 @@
 #include "base/mem.h"
 #include "base/program.h"
 #include "engine/embedder.h"
-#include "engine/wordpiece.h"
+#include "engine/tokenizer.h"
 #include "protocol/resp_read.h"
 #include "protocol/resp_write.h"
 
@@ -41,15 +41,18 @@ static const char help[] =
     "usage: kith-engine --model FILE.gguf [options]\n"
     "\n"
     "Runs an embedding model for kith-server, which starts it and talks to it over a\n"
-    "socket (protocol/engine_wire.md). Two modes are for people:\n"
+    "socket (protocol/engine_wire.md). These modes are for people:\n"
     "\n"
     "  --embed TEXT           prints the vector of TEXT, a number a word\n"
     "  --tokenize TEXT        prints TEXT's tokens, a line each: id, tab, piece\n"
+    "  --tokenize-file FILE   takes each line of FILE ('-': standard input) as a text and\n"
+    "                         prints its tokens' ids in a line\n"
     "\n"
     "  --model FILE.gguf      the model; kith-convert makes one\n"
     "  --fd N                 the socket's descriptor (default 3)\n"
     "  --threads N            of the compute pool (default 0: one a processor)\n"
-    "  --precision P          auto, f32 or int8 (default auto: int8 for Q8_0 files)\n"
+    "  --precision P          auto, f32 or int8 (default auto: int8 where weights are "
+    "quantized)\n"
     "  --batch-tokens N       most tokens of one batch (default 2048)\n"
     "  --batch-wait-us N      longest wait for company after a shared batch (default 300)\n"
     "  --queue-tokens N       most tokens that may wait (default 1048576);\n"
@@ -57,7 +60,7 @@ static const char help[] =
     "  --version, --help\n";
 
 struct options {
-    const char *model, *embed, *tokenize;
+    const char *model, *embed, *tokenize, *tokenize_file;
     int fd;
     struct embedder_options embedder;
 };
@@ -104,6 +107,8 @@ static int parse_option(struct options *o, const char *name, const char *value, 
         o->embed = value;
     } else if (strcmp(name, "--tokenize") == 0) {
         o->tokenize = value;
+    } else if (strcmp(name, "--tokenize-file") == 0) {
+        o->tokenize_file = value;
     } else if (strcmp(name, "--precision") == 0) {
         rc = parse_precision(value, &m->precision, e);
     } else if (strcmp(name, "--fd") == 0) {
@@ -184,24 +189,78 @@ static int embed_once(struct embedder *m, const char *text, struct err *e)
     return p.code ? err_set(e, p.code, "no vector") : 0;
 }
 
-static int tokenize_once(struct embedder *m, const char *text, struct err *e)
+/* The ids of a text in their frame, in memory that the caller frees. */
+static int encode_framed(const struct tokenizer *t, const char *text, size_t n_bytes,
+                         int32_t **ids, size_t *n_ids, struct err *e)
 {
-    const struct wordpiece *w = embedder_tokenizer(m);
-    size_t n = 0, n_text;
-    int rc = wordpiece_encode(w, text, strlen(text), NULL, 0, &n, e);
+    const struct tokenizer_frame *frame = tokenizer_frame(t);
+    size_t n = 0;
+    *ids = NULL;
+    int rc = tokenizer_encode(t, text, n_bytes, NULL, 0, &n, e);
     if (rc)
         return rc;
-    int32_t *ids = mem_alloc_n(n + 2, sizeof *ids);
-    if (!ids)
+    *n_ids = frame->n_before + n + frame->n_after;
+    *ids = mem_alloc_n(*n_ids, sizeof **ids);
+    if (!*ids)
         return err_set(e, KITH_ENOMEM, "out of memory for %zu tokens", n);
-    ids[0] = wordpiece_cls(w);
-    rc = wordpiece_encode(w, text, strlen(text), ids + 1, n, &n, e);
-    ids[n + 1] = wordpiece_sep(w);
-    for (size_t i = 0; i < n + 2 && !rc; i++) {
-        const char *piece = wordpiece_token(w, ids[i], &n_text);
+    memcpy(*ids, frame->before, frame->n_before * sizeof **ids);
+    rc = tokenizer_encode(t, text, n_bytes, *ids + frame->n_before, n, &n, e);
+    memcpy(*ids + frame->n_before + n, frame->after, frame->n_after * sizeof **ids);
+    return rc;
+}
+
+static int tokenize_once(struct embedder *m, const char *text, struct err *e)
+{
+    const struct tokenizer *t = embedder_tokenizer(m);
+    size_t n = 0, n_text;
+    int32_t *ids;
+    int rc = encode_framed(t, text, strlen(text), &ids, &n, e);
+    for (size_t i = 0; i < n && !rc; i++) {
+        const char *piece = tokenizer_token(t, ids[i], &n_text);
         printf("%d\t%.*s\n", ids[i], (int)n_text, piece);
     }
     mem_free(ids);
+    return rc;
+}
+
+/* A line that cannot be tokenized gives an empty one, and is named on standard error. */
+static int tokenize_lines(struct embedder *m, FILE *from, struct err *e)
+{
+    char *line = NULL;
+    size_t capacity = 0, n_lines = 0, n_refused = 0;
+    for (ssize_t length; (length = getline(&line, &capacity, from)) >= 0;) {
+        size_t n = 0, bytes = (size_t)length;
+        int32_t *ids;
+        struct err why = {0};
+        n_lines++;
+        if (bytes > 0 && line[bytes - 1] == '\n')
+            bytes--;
+        if (encode_framed(embedder_tokenizer(m), line, bytes, &ids, &n, &why)) {
+            fprintf(stderr, "kith-engine: line %zu: %s\n", n_lines, why.message);
+            n_refused++;
+            n = 0;
+        }
+        for (size_t i = 0; i < n; i++)
+            printf("%s%d", i ? " " : "", ids[i]);
+        putchar('\n');
+        mem_free(ids);
+    }
+    free(line);
+    return n_refused == 0
+               ? 0
+               : err_set(e, KITH_EINVAL, "%zu of %zu lines have no tokens", n_refused, n_lines);
+}
+
+static int tokenize_file(struct embedder *m, const char *path, struct err *e)
+{
+    FILE *from = strcmp(path, "-") == 0 ? stdin : fopen(path, "r");
+    if (!from)
+        return err_set_errno(e, errno, "cannot read %s", path);
+    int rc = tokenize_lines(m, from, e);
+    if (!rc && ferror(from))
+        rc = err_set(e, KITH_EIO, "cannot read %s to its end", path);
+    if (from != stdin)
+        fclose(from);
     return rc;
 }
 
@@ -482,7 +541,9 @@ static int run_once(const struct options *o)
         fprintf(stderr, "kith-engine: %s\n", e.message);
         return EXIT_NO_MODEL;
     }
-    int rc = o->embed ? embed_once(m, o->embed, &e) : tokenize_once(m, o->tokenize, &e);
+    int rc = o->embed           ? embed_once(m, o->embed, &e)
+             : o->tokenize_file ? tokenize_file(m, o->tokenize_file, &e)
+                                : tokenize_once(m, o->tokenize, &e);
     embedder_close(m);
     if (rc)
         fprintf(stderr, "kith-engine: %s\n", e.message);
@@ -500,5 +561,5 @@ int main(int argc, char **argv)
         return EXIT_USAGE;
     }
     log_open(NULL, "engine");
-    return o.embed || o.tokenize ? run_once(&o) : serve(&o);
+    return o.embed || o.tokenize || o.tokenize_file ? run_once(&o) : serve(&o);
 }

@@ -1,4 +1,4 @@
-/* kith-convert: a Hugging Face folder of a BERT encoder to one GGUF file.
+/* kith-convert: a Hugging Face folder of a BERT or XLM-R encoder to one GGUF file.
  *
  * The file is written front to back below a temporary name and renamed at the end, so a reader
  * never sees half a model. Names, keys and the choice of types are those that llama.cpp's own
@@ -24,14 +24,14 @@
 #include "tools/hf_model.h"
 #include "tools/safetensors.h"
 
-enum { PATH_BYTES = 4096, Q8_0_BLOCK = 32, PARTS_PER_LAYER = 16, PARTS_BEFORE = 5 };
+enum { PATH_BYTES = 4096, PARTS_PER_LAYER = 16, PARTS_BEFORE = 5 };
 
 static const char help[] =
     "usage: kith-convert MODEL_DIR OUT.gguf [--type f32|f16|q8_0] [--name NAME]\n"
     "\n"
-    "Converts a Hugging Face folder of a BERT encoder (config.json, model.safetensors,\n"
-    "tokenizer.json or vocab.txt, and sentence-transformers' modules.json and pooling)\n"
-    "to a GGUF file that kith-engine and llama.cpp load.\n"
+    "Converts a Hugging Face folder of a BERT or XLM-R encoder (config.json,\n"
+    "model.safetensors, tokenizer.json, or for BERT vocab.txt, and sentence-transformers'\n"
+    "modules.json and pooling) to a GGUF file that kith-engine and llama.cpp load.\n"
     "\n"
     "  --type TYPE   of the matrices: f32, f16 (default) or q8_0, which the engine\n"
     "                computes with 8-bit integers\n"
@@ -53,6 +53,7 @@ struct part {
     enum tensor_type type;
     unsigned n_dims;
     uint64_t ne0, ne1;
+    uint64_t skip; /* rows of the source that are left out at its beginning */
     size_t bytes;
 };
 
@@ -83,8 +84,8 @@ static void write_general(struct gguf_write *w, const struct hf_model *m,
         gguf_write_u32(w, "bert.pooling_type", (uint32_t)m->pooling);
 }
 
-/* A token's text as GGUF has it: word-initial ones after U+2581, continuations without '##',
- * bracketed ones as they are. */
+/* A WordPiece token's text as GGUF has it: word-initial ones after U+2581, continuations
+ * without '##', bracketed ones as they are. */
 static void add_token(struct gguf_write *w, const char *token)
 {
     char marked[1024];
@@ -100,24 +101,64 @@ static void add_token(struct gguf_write *w, const char *token)
     }
 }
 
-static void write_tokenizer(struct gguf_write *w, const struct hf_model *m)
+enum { NORMAL = 1, UNKNOWN = 2, CONTROL = 3, UNUSED = 5 };
+
+static void write_wordpiece(struct gguf_write *w, const struct hf_model *m)
 {
-    enum { NORMAL = 1, CONTROL = 3, UNUSED = 5 };
-    gguf_write_u32(w, "tokenizer.ggml.token_type_count", m->n_types);
     gguf_write_string(w, "tokenizer.ggml.model", "bert");
     gguf_write_string(w, "tokenizer.ggml.pre", "bert-bge");
     gguf_write_bool(w, "tokenizer.ggml.normalizer.lowercase", m->lower);
     gguf_write_bool(w, "tokenizer.ggml.normalizer.strip_accents", m->strip_accents);
+}
+
+static void write_unigram(struct gguf_write *w, const struct hf_model *m)
+{
+    gguf_write_string(w, "tokenizer.ggml.model", "t5");
+    gguf_write_string(w, "tokenizer.ggml.pre", "default");
+    gguf_write_bool(w, "tokenizer.ggml.add_space_prefix", m->space_prefix);
+    gguf_write_bool(w, "tokenizer.ggml.remove_extra_whitespaces", m->merge_spaces);
+    gguf_write_bool(w, "tokenizer.ggml.normalizer.outer_spaces", m->outer_spaces);
+    if (m->charsmap_bytes)
+        gguf_write_u8s(w, "tokenizer.ggml.precompiled_charsmap", m->charsmap,
+                       m->charsmap_bytes);
+    gguf_write_bool(w, "tokenizer.ggml.add_bos_token", true);
+    gguf_write_bool(w, "tokenizer.ggml.add_eos_token", true);
+    gguf_write_f32s_begin(w);
+    for (uint32_t i = 0; i < m->n_vocab; i++)
+        gguf_write_f32s_add(w, m->scores[i]);
+    gguf_write_array_end(w, "tokenizer.ggml.scores");
+}
+
+static int32_t type_of(const struct hf_model *m, uint32_t id)
+{
+    if (!m->tokens[id])
+        return UNUSED;
+    if (m->tokenizer == HF_UNIGRAM && (int32_t)id == m->specials[HF_UNK].id)
+        return UNKNOWN;
+    return m->control[id] ? CONTROL : NORMAL;
+}
+
+static void write_tokenizer(struct gguf_write *w, const struct hf_model *m)
+{
+    gguf_write_u32(w, "tokenizer.ggml.token_type_count", m->n_types);
+    if (m->tokenizer == HF_UNIGRAM)
+        write_unigram(w, m);
+    else
+        write_wordpiece(w, m);
     gguf_write_strings_begin(w);
     for (uint32_t i = 0; i < m->n_vocab; i++) {
         char unused[32];
         snprintf(unused, sizeof unused, "[PAD%u]", i);
-        add_token(w, m->tokens[i] ? m->tokens[i] : unused);
+        const char *token = m->tokens[i] ? m->tokens[i] : unused;
+        if (m->tokenizer == HF_UNIGRAM)
+            gguf_write_strings_add(w, token, strlen(token));
+        else
+            add_token(w, token);
     }
     gguf_write_array_end(w, "tokenizer.ggml.tokens");
     gguf_write_i32s_begin(w);
     for (uint32_t i = 0; i < m->n_vocab; i++)
-        gguf_write_i32s_add(w, !m->tokens[i] ? UNUSED : m->control[i] ? CONTROL : NORMAL);
+        gguf_write_i32s_add(w, type_of(m, i));
     gguf_write_array_end(w, "tokenizer.ggml.token_type");
     for (int i = 0; i < HF_N_SPECIALS; i++)
         if (m->specials[i].id >= 0)
@@ -131,11 +172,11 @@ static int check_source(const struct part *p, struct err *e)
     const struct safetensor *t = p->from;
     uint64_t rows = t->n_dims == 2 ? t->shape[0] : 1;
     uint64_t in = t->n_dims == 2 ? t->shape[1] : t->n_dims == 1 ? t->shape[0] : 0;
-    if (t->n_dims != p->n_dims || rows != p->ne1 || in != p->ne0)
+    if (t->n_dims != p->n_dims || rows != p->ne1 + p->skip || in != p->ne0)
         return err_set(e, KITH_EFORMAT,
                        "tensor '%s' has %u dimensions, [%llu, %llu]; [%llu, %llu] is expected",
                        t->name, t->n_dims, (unsigned long long)rows, (unsigned long long)in,
-                       (unsigned long long)p->ne1, (unsigned long long)p->ne0);
+                       (unsigned long long)(p->ne1 + p->skip), (unsigned long long)p->ne0);
     if (strcmp(t->dtype, "F32") != 0 && strcmp(t->dtype, "F16") != 0 &&
         strcmp(t->dtype, "BF16") != 0)
         return err_set(e, KITH_EUNSUPPORTED, "tensor '%s' is %s; F32, F16 or BF16 is needed",
@@ -143,14 +184,18 @@ static int check_source(const struct part *p, struct err *e)
     return 0;
 }
 
-/* A checkpoint of a bare model names its tensors directly, one with a head puts "bert." before.
- */
+/* A checkpoint of a bare model names its tensors directly, one with a head puts "bert." or
+ * "roberta." before. */
 static const struct safetensor *find_source(const struct safetensors *s, const char *name)
 {
-    char prefixed[256];
-    const struct safetensor *t = safetensors_find(s, name);
-    if (!t && snprintf(prefixed, sizeof prefixed, "bert.%s", name) < (int)sizeof prefixed)
-        t = safetensors_find(s, prefixed);
+    static const char *const prefixes[] = {"", "bert.", "roberta."};
+    const struct safetensor *t = NULL;
+    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes && !t; i++) {
+        char prefixed[256];
+        if (snprintf(prefixed, sizeof prefixed, "%s%s", prefixes[i], name) <
+            (int)sizeof prefixed)
+            t = safetensors_find(s, prefixed);
+    }
     return t;
 }
 
@@ -164,7 +209,7 @@ static int plan_part(struct part *p, const struct safetensors *s, const char *fr
     p->ne0 = ne0;
     p->ne1 = ne1 ? ne1 : 1;
     /* A row that is no multiple of the block cannot be Q8_0. */
-    p->type = type == TENSOR_Q8_0 && ne0 % Q8_0_BLOCK ? TENSOR_F16 : type;
+    p->type = ne0 % tensor_block_elements(type) ? TENSOR_F16 : type;
     return check_source(p, e);
 }
 
@@ -213,19 +258,21 @@ static int plan_tensors(struct part *parts, const struct safetensors *s,
     const struct {
         const char *from, *to;
         enum tensor_type type;
-        uint64_t ne1;
+        uint64_t ne1, skip;
     } rows[] = {
-        {"embeddings.word_embeddings.weight", "token_embd.weight", type, m->n_vocab},
-        {"embeddings.position_embeddings.weight", "position_embd.weight", TENSOR_F32, m->n_ctx},
+        {"embeddings.word_embeddings.weight", "token_embd.weight", type, m->n_vocab, 0},
+        {"embeddings.position_embeddings.weight", "position_embd.weight", TENSOR_F32, m->n_ctx,
+         m->unused_positions},
         {"embeddings.token_type_embeddings.weight", "token_types.weight", TENSOR_F32,
-         m->n_types},
-        {"embeddings.LayerNorm.weight", "token_embd_norm.weight", TENSOR_F32, 0},
-        {"embeddings.LayerNorm.bias", "token_embd_norm.bias", TENSOR_F32, 0},
+         m->n_types, 0},
+        {"embeddings.LayerNorm.weight", "token_embd_norm.weight", TENSOR_F32, 0, 0},
+        {"embeddings.LayerNorm.bias", "token_embd_norm.bias", TENSOR_F32, 0, 0},
     };
     _Static_assert(sizeof rows / sizeof *rows == PARTS_BEFORE, "a row for each part");
     int rc = 0;
     for (size_t i = 0; i < PARTS_BEFORE && !rc; i++) {
         snprintf(parts[i].name, sizeof parts[i].name, "%s", rows[i].to);
+        parts[i].skip = rows[i].skip;
         rc = plan_part(&parts[i], s, rows[i].from, rows[i].type, d, rows[i].ne1, e);
     }
     for (uint32_t l = 0; l < m->n_layers && !rc; l++)
@@ -242,36 +289,18 @@ static float source_value(const struct safetensor *t, size_t i)
     return load_f32(t->data + 4 * i);
 }
 
-/* Q8_0: d = max |x| / 127, q = round(x / d); ggml's reference quantiser. */
-static void put_q8_0(const float *x, unsigned char *out)
-{
-    float max = 0;
-    for (int i = 0; i < Q8_0_BLOCK; i++)
-        max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
-    float d = max / 127.0f, inverse = d > 0 ? 1.0f / d : 0.0f;
-    store_u16(out, half_from_f32(d));
-    for (int i = 0; i < Q8_0_BLOCK; i++)
-        out[2 + i] = (unsigned char)(int8_t)roundf(x[i] * inverse);
-}
-
 static int convert_row(const struct part *p, size_t row, float *values, unsigned char *out,
                        struct err *e)
 {
     size_t n = (size_t)p->ne0;
     for (size_t i = 0; i < n; i++) {
-        values[i] = source_value(p->from, row * n + i);
+        values[i] = source_value(p->from, ((size_t)p->skip + row) * n + i);
         if (!isfinite(values[i]))
             return err_set(e, KITH_EFORMAT, "tensor '%s' holds a value that is not finite",
                            p->from->name);
     }
-    for (size_t i = 0; i < n; i++) {
-        if (p->type == TENSOR_F32)
-            store_f32(out + 4 * i, values[i]);
-        else if (p->type == TENSOR_F16)
-            store_u16(out + 2 * i, half_from_f32(values[i]));
-        else if (i % Q8_0_BLOCK == 0)
-            put_q8_0(values + i, out + i / Q8_0_BLOCK * tensor_block_bytes(TENSOR_Q8_0));
-    }
+    const struct block_type *type = block_type(p->type);
+    type->encode(values, n / type->elements, out);
     return 0;
 }
 

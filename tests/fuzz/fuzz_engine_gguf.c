@@ -3,7 +3,7 @@
  * or written outside, leak, or take more memory than the file justifies.
  *
  * The seeds are the model of tests/unit/engine_fixture.h: whole, cut, and with single wrong
- * parts. */
+ * parts; and a tensor of random blocks of each type. */
 
 #include <stddef.h>
 #include <stdint.h>

@@ -11,8 +11,9 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "engine/embedder.h"
-#include "engine/wordpiece.h"
-#include "tests/unit/engine_fixture.h"
+#include "engine/pool.h"
+#include "engine/tokenizer.h"
+#include "tests/unit/engine_unigram_fixture.h"
 #include "tests/unit/unit.h"
 
 enum { N_EMBD = 64, N_CTX = 12 };
@@ -192,6 +193,83 @@ static int close_embedder(void **state)
     return unlink(path);
 }
 
+/* A Unigram tokenizer before the same encoder: its frame, and a text whose normaliser makes
+ * more tokens of it than it has bytes. */
+static void frames_of_another_tokenizer(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct buf b = {0}, map = {0};
+    struct err e = {0};
+    struct answer a;
+    struct embedder *usual = embedder;
+    char other[80];
+    fixture_init(&f);
+    fixture_bert_keys(&f, &shape);
+    fixture_unigram_vocabulary(&f, unigram_pieces, FIXTURE_N_TOKENS);
+    charsmap_build(&map);
+    fixture_bytes(&f, "tokenizer.ggml.precompiled_charsmap", map.data, map.len);
+    fixture_u32(&f, "tokenizer.ggml.add_bos_token", 1);
+    fixture_model_tensors(&f, &shape, TENSOR_F32);
+    fixture_finish(&f, &b);
+    fixture_deinit(&f);
+    snprintf(other, sizeof other, "%s.t5", path);
+    assert_int_equal(file_write_whole(other, b.data, b.len, &e), 0);
+    struct embedder_options o;
+    embedder_defaults(&o);
+    o.n_threads = 1;
+    if (embedder_open(&embedder, other, &o, &e))
+        fail_msg("%s", e.message);
+    unlink(other);
+    assert_int_equal(embed(&a, (const char *[]){"ab", "  ", "\xef\xb7\xba"}, 3, false, &e), 0);
+    assert_int_equal(a.n_tokens, (1 + 2) + 2 + (9 + 2));
+    assert_int_equal(embed(&a, (const char *[]){"\xef\xb7\xba a a"}, 1, false, &e),
+                     KITH_EINVAL);
+    assert_non_null(strstr(e.message, "text 1 has 13 tokens, the model takes 12"));
+    assert_int_equal(embed(&a, (const char *[]){"\xef\xb7\xba a a"}, 1, true, &e), 0);
+    assert_int_equal(a.n_tokens, N_CTX);
+    embedder_close(embedder);
+    embedder = usual;
+    buf_deinit(&b);
+    buf_deinit(&map);
+}
+
+/* RoBERTa's kin may have no table of token types. */
+static void token_types_may_be_absent(void **state)
+{
+    (void)state;
+    static const char name[] = "token_types.weight";
+    struct buf b = {0};
+    struct gguf *g;
+    struct bert bert;
+    struct bert_fast *fast;
+    struct pool *pool;
+    struct err e = {0};
+    fixture_model(&b, &shape, TENSOR_F32);
+    char *at = memmem(b.data, b.len, name, sizeof name - 1);
+    assert_non_null(at);
+    memcpy(at, "TOKEN", 5); /* now a tensor that nobody asks for */
+    if (gguf_open_memory(&g, b.data, b.len, &e) || bert_bind(&bert, g, &e) ||
+        bert_fast_new(&fast, &bert, BERT_F32, &e) || pool_new(&pool, 1, &e))
+        fail_msg("%s", e.message);
+    assert_null(bert.type_embd);
+    assert_int_equal(bert.n_types, 0);
+    const int32_t ids[] = {2, 5, 6, 9, 3};
+    const struct bert_batch batch = {ids, (const uint32_t[]){0, 5}, 1, 5};
+    float want[N_EMBD], got[N_EMBD];
+    assert_int_equal(bert_reference_forward(&bert, ids, 5, want, &e), 0);
+    assert_int_equal(bert_fast_forward(fast, pool, &batch, got, &e), 0);
+    double dot = 0;
+    for (int i = 0; i < N_EMBD; i++)
+        dot += (double)want[i] * (double)got[i];
+    assert_true(dot > 0.99999);
+    pool_free(pool);
+    bert_fast_free(fast);
+    bert_unbind(&bert);
+    gguf_close(g);
+    buf_deinit(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -200,6 +278,8 @@ int main(void)
         cmocka_unit_test(truncation_keeps_the_frame),
         cmocka_unit_test(tells_what_it_is),
         cmocka_unit_test(open_survives_failed_allocations),
+        cmocka_unit_test(frames_of_another_tokenizer),
+        cmocka_unit_test(token_types_may_be_absent),
     };
     return cmocka_run_group_tests(tests, open_embedder, close_embedder);
 }

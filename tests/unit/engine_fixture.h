@@ -148,7 +148,7 @@ static inline void fixture_finish(struct fixture *f, struct buf *out)
     buf_append(out, f->data.data, f->data.len);
 }
 
-static inline void fixture_model_keys(struct fixture *f, const struct fixture_shape *s)
+static inline void fixture_bert_keys(struct fixture *f, const struct fixture_shape *s)
 {
     fixture_string(f, "general.architecture", "bert");
     fixture_string(f, "general.name", "fixture");
@@ -159,6 +159,11 @@ static inline void fixture_model_keys(struct fixture *f, const struct fixture_sh
     fixture_u32(f, "bert.context_length", s->n_ctx);
     fixture_f32(f, "bert.attention.layer_norm_epsilon", 1e-12f);
     fixture_u32(f, "bert.pooling_type", 1);
+}
+
+static inline void fixture_model_keys(struct fixture *f, const struct fixture_shape *s)
+{
+    fixture_bert_keys(f, s);
     fixture_string(f, "tokenizer.ggml.model", "bert");
     fixture_strings(f, "tokenizer.ggml.tokens", fixture_tokens, FIXTURE_N_TOKENS);
     fixture_key(f, "tokenizer.ggml.token_type", GGUF_ARRAY);

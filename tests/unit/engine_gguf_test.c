@@ -3,7 +3,7 @@
 
 #include "base/mem.h"
 #include "engine/bert.h"
-#include "engine/wordpiece.h"
+#include "engine/tokenizer.h"
 #include "tests/unit/engine_fixture.h"
 #include "tests/unit/unit.h"
 
@@ -150,8 +150,11 @@ static void refuses_bad_tensors(void **state)
         {1, 0, TENSOR_F32, 8, KITH_EFORMAT, "aligned"},
         {1, 0, TENSOR_F32, 64, KITH_EFORMAT, "cut short"},
         {1, 0, TENSOR_F32, UINT64_MAX - 31, KITH_EFORMAT, "cut short"},
-        {1, 0, 12, 0, KITH_EUNSUPPORTED, "type 12"},
-        {1, 0, UINT32_MAX, 0, KITH_EUNSUPPORTED, "type"},
+        {1, 0, 10, 0, KITH_EUNSUPPORTED, "'bad': type 10 (Q2_K) is not computed here"},
+        {1, 0, 4, 0, KITH_EUNSUPPORTED, "'bad': type 4 (Q4_2) was removed"},
+        {1, 0, UINT32_MAX, 0, KITH_EUNSUPPORTED, "type 4294967295 (unknown)"},
+        {1, 0, TENSOR_Q4_K, 0, KITH_EFORMAT, "no multiple of the 256 of a Q4_K"},
+        {1, 0, TENSOR_IQ4_NL, 0, KITH_EFORMAT, "no multiple of the 32 of a IQ4_NL"},
         {0, 0, TENSOR_F32, 0, KITH_EFORMAT, "0 dimensions"},
         {5, 0, TENSOR_F32, 0, KITH_EFORMAT, "5 dimensions"},
         {1, 1, TENSOR_F32, 0, KITH_EFORMAT, "a dimension of 0"},
@@ -169,6 +172,63 @@ static void refuses_bad_tensors(void **state)
             buf_u8(&f.data, 0);
         refuse(&f, cases[i].code, cases[i].word);
     }
+}
+
+/* Each type with bytes for just two rows of two blocks, then with one byte less. */
+static void reads_every_type(void **state)
+{
+    (void)state;
+    enum tensor_type type;
+    const struct block_type *b;
+    for (size_t i = 0; (b = block_type_at(i, &type)); i++)
+        for (size_t missing = 0; missing < 2; missing++) {
+            const uint64_t ne[] = {2 * b->elements, 2};
+            struct fixture f;
+            fixture_init(&f);
+            raw_tensor(&f, "t", 2, ne, (uint32_t)type, 0);
+            for (size_t n = 0; n < 4 * b->bytes - missing; n++)
+                buf_u8(&f.data, (uint8_t)(n * 7 & 0x3f));
+            if (missing) {
+                refuse(&f, KITH_EFORMAT, "cut short");
+                continue;
+            }
+            struct gguf *g;
+            struct err e;
+            float row[2 * SUPERBLOCK_ELEMENTS];
+            assert_int_equal(open_fixture(&f, &g, &e), 0);
+            assert_int_equal(gguf_tensor(g, "t")->bytes, 4 * b->bytes);
+            tensor_row_f32(gguf_tensor(g, "t"), 1, row);
+            gguf_close(g);
+            fixture_deinit(&f);
+        }
+}
+
+static void keys_are_those_of_the_file(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct gguf *g;
+    struct err e;
+    fixture_init(&f);
+    fixture_string(&f, "z", "last in the alphabet, first in the file");
+    fixture_strings(&f, "m", fixture_tokens, 3);
+    fixture_u32(&f, "a", 7);
+    assert_int_equal(open_fixture(&f, &g, &e), 0);
+    struct buf all;
+    buf_init(&all);
+    for (size_t i = 0; i < gguf_n_keys(g); i++) {
+        struct slice name, record;
+        gguf_key_at(g, i, &name, &record);
+        assert_int_equal(name.n, 1);
+        assert_int_equal(name.p[0], "zma"[i]);
+        buf_append(&all, record.p, record.n);
+    }
+    assert_int_equal(all.len, f.keys.len);
+    assert_memory_equal(all.data, f.keys.data, all.len);
+    assert_int_equal(gguf_alignment(g), 32);
+    buf_deinit(&all);
+    gguf_close(g);
+    fixture_deinit(&f);
 }
 
 static void refuses_overlap(void **state)
@@ -245,11 +305,11 @@ static void survives_cuts_and_flips(void **state)
                 refused++;
             } else {
                 struct bert bert;
-                struct wordpiece *w;
+                struct tokenizer *w;
                 if (bert_bind(&bert, g, &e) == 0)
                     bert_unbind(&bert);
-                if (wordpiece_new(&w, g, &e) == 0)
-                    wordpiece_free(w);
+                if (tokenizer_new(&w, g, &e) == 0)
+                    tokenizer_free(w);
                 gguf_close(g);
             }
             if (flip)
@@ -271,15 +331,15 @@ static void survives_failed_allocations(void **state)
         struct gguf *g = NULL;
         struct err e;
         struct bert bert;
-        struct wordpiece *w = NULL;
+        struct tokenizer *w = NULL;
         mem_fail_after(n);
         rc = gguf_open_memory(&g, b.data, b.len, &e);
         if (!rc && !(rc = bert_bind(&bert, g, &e))) {
-            rc = wordpiece_new(&w, g, &e);
+            rc = tokenizer_new(&w, g, &e);
             bert_unbind(&bert);
         }
         mem_fail_after(0);
-        wordpiece_free(w);
+        tokenizer_free(w);
         gguf_close(g);
     }
     assert_int_equal(rc, 0);
@@ -304,6 +364,8 @@ int main(void)
         cmocka_unit_test(reads_version_2),
         cmocka_unit_test(refuses_duplicates),
         cmocka_unit_test(refuses_bad_tensors),
+        cmocka_unit_test(reads_every_type),
+        cmocka_unit_test(keys_are_those_of_the_file),
         cmocka_unit_test(refuses_overlap),
         cmocka_unit_test(refuses_lying_counts),
         cmocka_unit_test(survives_cuts_and_flips),

@@ -13,7 +13,7 @@
 #include "engine/bert.h"
 #include "engine/gguf.h"
 #include "engine/pool.h"
-#include "engine/wordpiece.h"
+#include "engine/tokenizer.h"
 #include "tests/unit/engine_golden.h"
 #include "tests/unit/unit.h"
 
@@ -27,7 +27,7 @@ enum { BATCH_TOKENS = 2048 };
 
 struct model {
     struct gguf *gguf;
-    struct wordpiece *tokenizer;
+    struct tokenizer *tokenizer;
     struct bert bert;
 };
 
@@ -58,7 +58,7 @@ static void open_model(struct model *m, const char *type)
         print_message("skipped: no %s (see engine/README.md)\n", path);
         skip();
     }
-    if (gguf_open(&m->gguf, path, &e) || wordpiece_new(&m->tokenizer, m->gguf, &e) ||
+    if (gguf_open(&m->gguf, path, &e) || tokenizer_new(&m->tokenizer, m->gguf, &e) ||
         bert_bind(&m->bert, m->gguf, &e))
         fail_msg("%s", e.message);
     assert_int_equal(m->bert.n_embd, GOLDEN_DIM);
@@ -67,7 +67,7 @@ static void open_model(struct model *m, const char *type)
 static void close_model(struct model *m)
 {
     bert_unbind(&m->bert);
-    wordpiece_free(m->tokenizer);
+    tokenizer_free(m->tokenizer);
     gguf_close(m->gguf);
 }
 
@@ -174,11 +174,11 @@ static void tokens_agree(void **state)
         int32_t ids[GOLDEN_MAX_IDS];
         size_t n;
         struct err e = {0};
-        if (wordpiece_encode(m.tokenizer, t->text, t->n_bytes, ids, GOLDEN_MAX_IDS, &n, &e))
+        if (tokenizer_encode(m.tokenizer, t->text, t->n_bytes, ids, GOLDEN_MAX_IDS, &n, &e))
             fail_msg("text %u: %s", i, e.message);
         assert_int_equal(n + 2, t->n_ids);
-        assert_int_equal(t->ids[0], wordpiece_cls(m.tokenizer));
-        assert_int_equal(t->ids[n + 1], wordpiece_sep(m.tokenizer));
+        assert_int_equal(t->ids[0], tokenizer_frame(m.tokenizer)->before[0]);
+        assert_int_equal(t->ids[n + 1], tokenizer_frame(m.tokenizer)->after[0]);
         assert_memory_equal(ids, t->ids + 1, n * sizeof *ids);
     }
     close_model(&m);

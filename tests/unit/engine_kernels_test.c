@@ -238,6 +238,65 @@ static void int8_product(void **state)
     each(check_int8);
 }
 
+static int16_t word_of(enum pattern p, uint32_t k, int most)
+{
+    switch (p) {
+    case HIGHEST:
+        return (int16_t)most;
+    case LOWEST:
+        return (int16_t)-most;
+    case OPPOSED:
+        return (int16_t)(k % 2 ? most : -most);
+    case ZERO:
+        return 0;
+    default:
+        return (int16_t)((int)rng_below(&rng, 2 * (uint64_t)most + 1) - most);
+    }
+}
+
+/* Sums of whole blocks are exact, and few blocks round to the same float. */
+static void check_int16(const struct engine_kernels *k)
+{
+    static const uint32_t inputs[] = {2, 30, 32, 34, 64, 66, 96, 128, 450};
+    enum { MOST_A = SOFTMAX_ONE, MOST_W = INT16_PRODUCT_MAX / SOFTMAX_ONE };
+    uint32_t panel = k->product->panel, width = PANELS_MAX * panel;
+    float *c = make((size_t)ROWS_MAX * width * sizeof *c);
+    for (size_t i = 0; i < sizeof inputs / sizeof inputs[0]; i++) {
+        uint32_t n = inputs[i], stride = n + 6;
+        int16_t *a = make(ROWS_MAX * stride * sizeof *a);
+        int16_t *w = make((size_t)width * n * sizeof *w);
+        for (int p = 0; p < N_PATTERNS * N_PATTERNS; p++) {
+            uint32_t rows = 1 + (uint32_t)rng_below(&rng, ROWS_MAX);
+            for (uint32_t x = 0; x < ROWS_MAX * stride; x++)
+                a[x] = word_of((enum pattern)(p / N_PATTERNS), x % stride, MOST_A);
+            for (uint32_t x = 0; x < width * n; x++)
+                w[x] = word_of((enum pattern)(p % N_PATTERNS), x, MOST_W);
+            k->product->int16(a, stride, rows, w, n, PANELS_MAX, c, width);
+            for (uint32_t r = 0; r < rows; r++)
+                for (uint32_t j = 0; j < width; j++) {
+                    const int16_t *column = w + (size_t)(j / panel) * n * panel + j % panel * 2;
+                    double y = 0, magnitude = 1;
+                    for (uint32_t x = 0; x < n; x++) {
+                        double term = (double)a[r * stride + x] *
+                                      column[(size_t)(x / 2) * 2 * panel + x % 2];
+                        y += term;
+                        magnitude += fabs(term);
+                    }
+                    assert_true(fabs(y - (double)c[r * width + j]) <= 2e-7 * magnitude);
+                }
+        }
+        free(a);
+        free(w);
+    }
+    free(c);
+}
+
+static void int16_product(void **state)
+{
+    (void)state;
+    each(check_int16);
+}
+
 static void check_transpose(const struct engine_kernels *k)
 {
     static const struct {
@@ -318,10 +377,64 @@ static void check_softmax(const struct engine_kernels *k)
         }
 }
 
+static void check_softmax_codes(const struct engine_kernels *k)
+{
+    static const float ranges[] = {0.001f, 1, 20, 300};
+    static float x[512], y[512];
+    for (uint32_t n = ROW_MULTIPLE; n <= 512; n += 5 * ROW_MULTIPLE)
+        for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
+            uint32_t real = n - (uint32_t)rng_below(&rng, ROW_MULTIPLE);
+            const float factor = 0.37f;
+            double top = -INFINITY, sum = 0;
+            for (uint32_t j = 0; j < n; j++)
+                x[j] = y[j] = j < real ? uniform(-ranges[i], ranges[i]) : -INFINITY;
+            for (uint32_t j = 0; j < real; j++)
+                top = fmax(top, (double)x[j]);
+            int16_t *codes = (int16_t *)(void *)y; /* in place, as it is used */
+            double got = (double)k->row->softmax_codes(y, n, factor, codes);
+            for (uint32_t j = 0; j < n; j++) {
+                double expected = exp((double)factor * ((double)x[j] - top)) * SOFTMAX_ONE;
+                assert_true(fabs(codes[j] - (j < real ? expected : 0)) <=
+                            0.5 + 1e-4 * expected);
+                sum += codes[j];
+            }
+            assert_true(fabs(got - sum) <= 1e-6 * sum);
+        }
+}
+
+static void check_quantize16(const struct engine_kernels *k)
+{
+    enum { ROWS = 5, STRIDE = 100 };
+    static float x[ROWS * STRIDE];
+    static int16_t codes[STRIDE + 1];
+    assert_true(k->row->largest(x, STRIDE, 0, 64) == 0);
+    for (uint32_t n = 1; n <= STRIDE; n++) {
+        float most = 0;
+        fill(x, ROWS * STRIDE, -3, 3);
+        for (uint32_t r = 0; r < ROWS; r++)
+            for (uint32_t i = 0; i < n; i++)
+                most = fmaxf(most, fabsf(x[r * STRIDE + i]));
+        assert_true(k->row->largest(x, STRIDE, ROWS, n) == most);
+        float factor = 4095 / most;
+        codes[n] = 77;
+        k->row->quantize16(x, n, factor, codes);
+        for (uint32_t i = 0; i < n; i++)
+            assert_true(fabs(codes[i] - (double)x[i] * (double)factor) <= 0.5 + 1e-3);
+        assert_int_equal(codes[n], 77);
+    }
+}
+
 static void softmax_rows(void **state)
 {
     (void)state;
     each(check_softmax);
+    each(check_softmax_codes);
+}
+
+static void rows_to_words(void **state)
+{
+    (void)state;
+    each(check_quantize16);
 }
 
 static void check_norm(const struct engine_kernels *k)
@@ -428,6 +541,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f32_product),    cmocka_unit_test(int8_product),
         cmocka_unit_test(transposed),     cmocka_unit_test(gelu_is_exact_enough),
+        cmocka_unit_test(int16_product),  cmocka_unit_test(rows_to_words),
         cmocka_unit_test(softmax_rows),   cmocka_unit_test(layer_norm),
         cmocka_unit_test(quantized_rows), cmocka_unit_test(chosen_by_name),
     };

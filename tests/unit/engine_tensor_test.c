@@ -109,8 +109,11 @@ static void row_bytes(void **state)
     assert_int_equal(tensor_row_bytes(TENSOR_Q8_0, 384, &n, &e), 0);
     assert_int_equal(n, 408);
     assert_int_equal(tensor_row_bytes(TENSOR_Q8_0, 33, &n, &e), KITH_EFORMAT);
+    assert_int_equal(tensor_row_bytes(TENSOR_Q6_K, 512, &n, &e), 0);
+    assert_int_equal(n, 420);
+    assert_int_equal(tensor_row_bytes(TENSOR_Q6_K, 384, &n, &e), KITH_EFORMAT);
     assert_int_equal(tensor_row_bytes(TENSOR_F32, UINT64_MAX / 2, &n, &e), KITH_EFORMAT);
-    assert_int_equal(tensor_row_bytes((enum tensor_type)12, 256, &n, &e), KITH_EUNSUPPORTED);
+    assert_int_equal(tensor_row_bytes((enum tensor_type)10, 256, &n, &e), KITH_EUNSUPPORTED);
 }
 
 int main(void)

@@ -8,8 +8,8 @@
 #include "base/mem.h"
 #include "base/random.h"
 #include "base/utf8.h"
+#include "engine/tokenizer.h"
 #include "engine/unicode.h"
-#include "engine/wordpiece.h"
 #include "tests/unit/engine_fixture.h"
 #include "tests/unit/unit.h"
 
@@ -42,7 +42,7 @@ static const char *const vocabulary[] = {
 };
 enum { N_VOCABULARY = sizeof vocabulary / sizeof *vocabulary, UNK = 1 };
 
-static struct wordpiece *make(bool lower, const char *extra_key, uint32_t extra_value)
+static struct tokenizer *make(bool lower, const char *extra_key, uint32_t extra_value)
 {
     struct fixture f;
     fixture_init(&f);
@@ -60,28 +60,28 @@ static struct wordpiece *make(bool lower, const char *extra_key, uint32_t extra_
     fixture_finish(&f, &b);
     fixture_deinit(&f);
     struct gguf *g;
-    struct wordpiece *w = NULL;
+    struct tokenizer *w = NULL;
     struct err e;
     assert_int_equal(gguf_open_memory(&g, b.data, b.len, &e), 0);
-    wordpiece_new(&w, g, &e);
+    tokenizer_new(&w, g, &e);
     gguf_close(g);
     buf_deinit(&b);
     return w;
 }
 
 /* The text's pieces in one line: "ab c .", with ? for [UNK]. */
-static const char *pieces(const struct wordpiece *w, const char *text)
+static const char *pieces(const struct tokenizer *w, const char *text)
 {
     static char line[4096];
     int32_t ids[256];
     size_t n, length = 0;
     struct err e;
-    assert_int_equal(wordpiece_encode(w, text, strlen(text), ids, 256, &n, &e), 0);
+    assert_int_equal(tokenizer_encode(w, text, strlen(text), ids, 256, &n, &e), 0);
     assert_true(n <= 256);
     line[0] = '\0';
     for (size_t i = 0; i < n; i++) {
         size_t bytes;
-        const char *piece = wordpiece_token(w, ids[i], &bytes);
+        const char *piece = tokenizer_token(w, ids[i], &bytes);
         if (ids[i] == UNK) {
             piece = "?";
             bytes = 1;
@@ -98,7 +98,7 @@ static const char *pieces(const struct wordpiece *w, const char *text)
 static void rules(void **state)
 {
     (void)state;
-    struct wordpiece *w = make(true, NULL, 0);
+    struct tokenizer *w = make(true, NULL, 0);
     assert_non_null(w);
     assert_string_equal(pieces(w, ""), "");
     assert_string_equal(pieces(w, " \t\r\n"), "");
@@ -127,69 +127,69 @@ static void rules(void **state)
     assert_string_equal(pieces(w, "\xef\xbf\xbd"
                                   "a"),
                         "a"); /* U+FFFD */
-    wordpiece_free(w);
+    tokenizer_free(w);
 }
 
 static void longest_word(void **state)
 {
     (void)state;
-    struct wordpiece *w = make(true, NULL, 0);
+    struct tokenizer *w = make(true, NULL, 0);
     char text[512];
     int32_t ids[512];
     size_t n;
     struct err e;
     memset(text, 'x', sizeof text);
-    assert_int_equal(wordpiece_encode(w, text, 100, ids, 512, &n, &e), 0);
+    assert_int_equal(tokenizer_encode(w, text, 100, ids, 512, &n, &e), 0);
     assert_int_equal(n, 100);
-    assert_int_equal(wordpiece_encode(w, text, 101, ids, 512, &n, &e), 0);
+    assert_int_equal(tokenizer_encode(w, text, 101, ids, 512, &n, &e), 0);
     assert_int_equal(n, 1);
     assert_int_equal(ids[0], UNK);
     /* Characters count, not bytes: a hundred marks that are dropped are none. */
     char marked[512] = "x";
     for (size_t i = 0; i < 200; i++)
         memcpy(marked + 1 + 2 * i, "\xcc\x81", 2);
-    assert_int_equal(wordpiece_encode(w, marked, 401, ids, 512, &n, &e), 0);
+    assert_int_equal(tokenizer_encode(w, marked, 401, ids, 512, &n, &e), 0);
     assert_int_equal(n, 1);
     assert_int_not_equal(ids[0], UNK);
-    wordpiece_free(w);
+    tokenizer_free(w);
 }
 
 static void cased(void **state)
 {
     (void)state;
-    struct wordpiece *w = make(false, NULL, 0);
+    struct tokenizer *w = make(false, NULL, 0);
     assert_string_equal(pieces(w, "A a \xc3\xa9 AB"), "A a \xc3\xa9 ?");
-    wordpiece_free(w);
+    tokenizer_free(w);
     w = make(true, "tokenizer.ggml.normalizer.strip_accents", 0);
     assert_string_equal(pieces(w, "\xc3\x89"), "\xc3\xa9");
-    wordpiece_free(w);
+    tokenizer_free(w);
 }
 
 static void counts_past_the_room(void **state)
 {
     (void)state;
-    struct wordpiece *w = make(true, NULL, 0);
+    struct tokenizer *w = make(true, NULL, 0);
     int32_t ids[3] = {-7, -7, -7};
     size_t n;
     struct err e;
-    assert_int_equal(wordpiece_encode(w, "a . a . a", 9, ids, 2, &n, &e), 0);
+    assert_int_equal(tokenizer_encode(w, "a . a . a", 9, ids, 2, &n, &e), 0);
     assert_int_equal(n, 5);
     assert_int_equal(ids[2], -7);
-    assert_int_equal(wordpiece_encode(w, "abe abe", 7, NULL, 0, &n, &e), 0);
+    assert_int_equal(tokenizer_encode(w, "abe abe", 7, NULL, 0, &n, &e), 0);
     assert_int_equal(n, 2);
-    wordpiece_free(w);
+    tokenizer_free(w);
 }
 
 static void refuses_bad_utf8(void **state)
 {
     (void)state;
-    struct wordpiece *w = make(true, NULL, 0);
+    struct tokenizer *w = make(true, NULL, 0);
     int32_t ids[8];
     size_t n;
     struct err e;
-    assert_int_equal(wordpiece_encode(w, "ab \xc3(", 5, ids, 8, &n, &e), KITH_EINVAL);
+    assert_int_equal(tokenizer_encode(w, "ab \xc3(", 5, ids, 8, &n, &e), KITH_EINVAL);
     assert_non_null(strstr(e.message, "offset 3"));
-    wordpiece_free(w);
+    tokenizer_free(w);
 }
 
 static void refuses_bad_vocabularies(void **state)
@@ -206,11 +206,11 @@ static void refuses_bad_vocabularies(void **state)
         /* i == 2: [CLS] is 101 when nothing is said, past this vocabulary. */
         fixture_finish(&f, &b);
         struct gguf *g;
-        struct wordpiece *w;
+        struct tokenizer *w;
         struct err e;
         assert_int_equal(gguf_open_memory(&g, b.data, b.len, &e), 0);
         static const int codes[] = {KITH_EUNSUPPORTED, KITH_ENOTFOUND, KITH_EFORMAT};
-        assert_int_equal(wordpiece_new(&w, g, &e), codes[i]);
+        assert_int_equal(tokenizer_new(&w, g, &e), codes[i]);
         gguf_close(g);
         buf_deinit(&b);
         fixture_deinit(&f);
@@ -225,7 +225,7 @@ static void random_text(void **state)
     print_message("seed %llu\n", (unsigned long long)seed);
     struct rng rng;
     rng_seed(&rng, seed);
-    struct wordpiece *w = make(true, NULL, 0);
+    struct tokenizer *w = make(true, NULL, 0);
     for (int round = 0; round < 3000; round++) {
         char text[800];
         size_t n = 0;
@@ -238,13 +238,13 @@ static void random_text(void **state)
         int32_t ids[3200];
         size_t with = 0, without = 0;
         struct err e;
-        assert_int_equal(wordpiece_encode(w, text, n, ids, 3200, &with, &e), 0);
-        assert_int_equal(wordpiece_encode(w, text, n, NULL, 0, &without, &e), 0);
+        assert_int_equal(tokenizer_encode(w, text, n, ids, 3200, &with, &e), 0);
+        assert_int_equal(tokenizer_encode(w, text, n, NULL, 0, &without, &e), 0);
         assert_int_equal(with, without);
         for (size_t i = 0; i < with; i++)
             assert_true(ids[i] >= UNK && ids[i] < N_VOCABULARY && ids[i] != 2 && ids[i] != 3);
     }
-    wordpiece_free(w);
+    tokenizer_free(w);
 }
 
 static void classes(void **state)
@@ -275,11 +275,11 @@ static void published_vocabulary(void **state)
     }
     char path[256];
     struct gguf *g;
-    struct wordpiece *w;
+    struct tokenizer *w;
     struct err e;
     struct buf texts = {0}, expected = {0};
     assert_int_equal(gguf_open(&g, dir, &e), 0);
-    assert_int_equal(wordpiece_new(&w, g, &e), 0);
+    assert_int_equal(tokenizer_new(&w, g, &e), 0);
     snprintf(path, sizeof path, "%s.inp", dir);
     assert_int_equal(file_read_whole(path, 1 << 20, &texts, &e), 0);
     snprintf(path, sizeof path, "%s.out", dir);
@@ -293,7 +293,7 @@ static void published_vocabulary(void **state)
         size_t bytes = end ? (size_t)(end - text) : strlen(text);
         int32_t ids[1024];
         size_t n;
-        assert_int_equal(wordpiece_encode(w, text, bytes, ids, 1024, &n, &e), 0);
+        assert_int_equal(tokenizer_encode(w, text, bytes, ids, 1024, &n, &e), 0);
         char *want = strsep(&line, "\n");
         if (!want)
             break; /* what follows the last separator is no text */
@@ -307,7 +307,7 @@ static void published_vocabulary(void **state)
     assert_true(n_texts > 20);
     buf_deinit(&texts);
     buf_deinit(&expected);
-    wordpiece_free(w);
+    tokenizer_free(w);
     gguf_close(g);
 }
 

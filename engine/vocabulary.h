@@ -1,0 +1,44 @@
+#pragma once
+/* The tokens of a model file: their texts and types, copied, so that the file may be closed.
+ * What every tokenizer reads of tokenizer.ggml.* before it reads what is its own.
+ *
+ * Thread: immutable after load. Errors: KITH_EFORMAT (the message names the key), KITH_ENOMEM.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+struct gguf;
+
+/* tokenizer.ggml.token_type; a file without it has normal tokens only. */
+enum token_type {
+    TOKEN_NORMAL = 1,
+    TOKEN_UNKNOWN = 2,
+    TOKEN_CONTROL = 3,
+    TOKEN_USER_DEFINED = 4,
+    TOKEN_UNUSED = 5,
+    TOKEN_BYTE = 6
+};
+
+enum { VOCABULARY_MAX = 1 << 22 };
+
+struct vocabulary {
+    char *text;    /* all tokens' bytes */
+    size_t *at;    /* n + 1 offsets */
+    uint8_t *type; /* n */
+    uint32_t n;
+};
+
+int vocabulary_load(struct vocabulary *v, const struct gguf *g, struct err *e);
+void vocabulary_deinit(struct vocabulary *v);
+/* 0 <= id < n; not NUL-terminated. */
+const char *vocabulary_token(const struct vocabulary *v, int32_t id, size_t *n);
+
+/* The id under a key, or `otherwise` where the key is missing (negative: none, *id is -1). */
+int vocabulary_id(const struct vocabulary *v, const struct gguf *g, const char *key,
+                  int64_t otherwise, int32_t *id, struct err *e);
+int vocabulary_flag(const struct gguf *g, const char *key, bool otherwise, bool *v,
+                    struct err *e);
