@@ -44,7 +44,8 @@ SYS_index := $(SYS_base)
 SYS_engine := -lutf8proc $(SYS_base)
 SYS_replication := $(SYS_storage) $(SYS_protocol)
 SYS_server := -levent_core $(SYS_storage) $(SYS_protocol) $(SYS_engine)
-SYS_tools := -ljansson -lhiredis
+DEPS_tools := engine base
+SYS_tools := -ljansson -lhiredis $(SYS_engine)
 
 KERNEL_CHECK := -DKITH_ISA=scalar -DKITH_ISA_scalar=1
 
@@ -191,6 +192,10 @@ $(OBJ)/lib$(1).a: $(call room_objects,$(1))
 	$(Q)rm -f $$@ && ar rcs $$@ $$^
 endef
 $(foreach r,$(ROOMS),$(eval $(call ROOM_RULE,$(r))))
+# What tools share, for their tests.
+$(OBJ)/libtools.a: $(patsubst %.c,$(OBJ)/%.o,$(TOOL_SRC))
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && ar rcs $@ $^
 
 # Programs stand on the roof and may link every room.
 define PROGRAM_RULE
@@ -224,7 +229,7 @@ $(TESTBIN)/replay_$(1): $(OBJ)/tests/fuzz/$(1).o $(OBJ)/tests/fuzz/replay.o $(ca
 	$$(call say,LINK,$$@)
 	$(Q)mkdir -p $$(@D)
 	$(Q)$(CC) $(LDFLAGS) -o $$@ $$^ $(SYS_$(call fuzz_room,$(1)))
-build/fuzz/$(1): tests/fuzz/$(1).c $(filter $(call fuzz_room,$(1))/% $(foreach d,$(DEPS_$(call fuzz_room,$(1))),$(d)/%),$(PLAIN_SRC) $(KERNEL_SRC)) $(HEADERS)
+build/fuzz/$(1): tests/fuzz/$(1).c $(filter $(call fuzz_room,$(1))/% $(foreach d,$(DEPS_$(call fuzz_room,$(1))),$(d)/%),$(PLAIN_SRC) $(TOOL_SRC) $(KERNEL_SRC)) $(HEADERS)
 	$$(call say,FUZZ,$$@)
 	$(Q)mkdir -p $$(@D)
 	$(Q)tools/build-fuzzer.sh $$@ $$(filter %.c,$$^) -- $(CSTD) -I. $(SYS_$(call fuzz_room,$(1)))

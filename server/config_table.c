@@ -268,7 +268,7 @@ const struct setting settings[] = {
      .words = precision_words,
      .fallback = "auto",
      .group = "engine",
-     .help = "how matrices are multiplied; auto: int8 where the weights are 8 bit"},
+     .help = "how matrices are multiplied; auto: int8 where the weights are quantized"},
     {.name = "engine-batch-tokens",
      INT(engine_batch_tokens, 512, 1048576),
      .fallback = "2048",

@@ -20,6 +20,8 @@ echo "==> commands beside redis-server"
 $python bench/redis_compare.py --csv $out/redis.csv --png $out/redis.png
 echo "==> embeddings beside ONNX Runtime"
 $python bench/embed_tcp.py --csv $out/embed.csv --png $out/embed.png
+echo "==> kith-import beside EMBED"
+$python bench/import_speed.py --csv $out/import.csv
 echo "==> the engine's kernels"
 build/bin/bench-embed-kernels
 echo "==> the index"

@@ -222,7 +222,7 @@ def test_bad_command_lines(tmp_path, words, told):
         assert part in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("program", ["kith-server", "kith-engine", "kith-convert", "kith-check"])
+@pytest.mark.parametrize("program", ["kith-server", "kith-engine", "kith-convert", "kith-check", "kith-import", "kith-quantize"])
 def test_help_and_version(program):
     done = run_program(program, "--help")
     assert done.returncode == 0 and len(done.stdout) > 100 and not done.stderr

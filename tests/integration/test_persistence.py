@@ -449,5 +449,5 @@ def test_log_file_is_opened_again(make_server, tmp_path):
 
 
 def test_programs_are_there():
-    for name in ("kith-server", "kith-engine", "kith-convert", "kith-check", "kith-docs"):
+    for name in ("kith-server", "kith-engine", "kith-convert", "kith-check", "kith-import", "kith-quantize", "kith-docs"):
         assert (BIN / name).exists(), name
