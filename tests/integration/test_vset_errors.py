@@ -109,10 +109,10 @@ VADD = [
 VMADD = [
     (["v"], arity("vmadd")),
     (["v", "FP32", 1, "e"], arity("vmadd")),
-    (["v", "CAS", "Q8", "CAS", "CAS"], "ERR VMADD takes FP32 or VALUES and the elements"),
-    (["v", "BAD", "FP32", 1, "e", blob(1, 2, 3)], "ERR invalid option before FP32 or VALUES"),
+    (["v", "CAS", "Q8", "CAS", "CAS"], "ERR VMADD takes FP32, VALUES or TEXT and the elements"),
+    (["v", "BAD", "FP32", 1, "e", blob(1, 2, 3)], "ERR invalid option before FP32, VALUES or TEXT"),
     (["v", "SETATTR", "{}", "FP32", 1, "e", blob(1, 2, 3)], "ERR invalid option before FP32"),
-    (["v", "TEXT", 1, "e", "text"], "ERR invalid option before FP32 or VALUES: 'TEXT'"),
+    (["v", "TEXT", 1, "e", "text"], "ENGINE no embedding model is loaded"),
     (["v", "M", 3, "FP32", 1, "e", blob(1, 2, 3)], "ERR invalid M"),
     (["v", "EF", 0, "FP32", 1, "e", blob(1, 2, 3)], "ERR invalid EF"),
     (["v", "EX", 0, "FP32", 1, "e", blob(1, 2, 3)], "ERR invalid expire time in 'vmadd' command"),

@@ -587,9 +587,9 @@ class Oracle:
             if option.upper() in (b"FP32", b"VALUES"):
                 break
             if not self.add_option(option, rest, o):
-                raise Refused("ERR invalid option before FP32 or VALUES")
+                raise Refused("ERR invalid option before FP32, VALUES or TEXT")
         else:
-            raise Refused("ERR VMADD takes FP32 or VALUES")
+            raise Refused("ERR VMADD takes FP32, VALUES or TEXT")
         records = self.records(argv, at, reduce)
         s = self.find(argv[1])
         if any(len(v) != len(records[0][1]) for _, v, _ in records):
