@@ -98,26 +98,26 @@ help:
 #:                 PORT=6379 DIR=data
 run: deps
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
-	@tools/model.sh q8_0
+	@BIN='$(BIN)' tools/model.sh q8_0
 	@exec env PORT='$(PORT)' DIR='$(DIR)' tools/run.sh
 
 #: make test       every test: unit, integration, crash, fuzz corpora; ends with a count
 #:                 VARIANT=asan | tsan runs them under a sanitizer
 test: deps deps-test
 	@$(MAKE) --no-print-directory -j$(JOBS) programs units
-	@tools/model.sh f32 f16 q8_0
+	@BIN='$(BIN)' tools/model.sh f32 f16 q8_0
 	@VARIANT='$(VARIANT)' tools/test.sh
 
 #: make check-long the long versions: thousands of kills and damaged files
 check-long: deps deps-test
 	@$(MAKE) --no-print-directory -j$(JOBS) programs units
-	@tools/model.sh f32 f16 q8_0
+	@BIN='$(BIN)' tools/model.sh f32 f16 q8_0
 	@KITH_LONG=1 VARIANT='$(VARIANT)' tools/test.sh
 
 #: make bench      the figures of the README, beside their peers, as tables, CSV and PNG
 bench: deps deps-test
 	@$(MAKE) --no-print-directory -j$(JOBS) programs $(BENCHES)
-	@tools/model.sh f32 f16 q8_0
+	@BIN='$(BIN)' tools/model.sh f32 f16 q8_0
 	@tools/bench.sh
 
 #: make bench-vsets  vector sets beside hnswlib, faiss, usearch and Redis (KITH_REDIS: a redis-server
@@ -126,7 +126,7 @@ ARGS ?=
 bench-vsets: deps
 	@tools/deps.sh bench
 	@$(MAKE) --no-print-directory -j$(JOBS) programs $(BIN)/bench-vsets-load $(BIN)/peer-hnswlib
-	@tools/model.sh q8_0
+	@BIN='$(BIN)' tools/model.sh q8_0
 	@tools/bench.sh vsets $(ARGS)
 
 #: make fuzz       libFuzzer on every parser of outside bytes, FUZZ_SECONDS=60 each
@@ -151,7 +151,7 @@ docs: programs
 #: make model      fetch and convert the default model, all-MiniLM-L6-v2
 model: deps
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
-	@tools/model.sh q8_0
+	@BIN='$(BIN)' tools/model.sh q8_0
 
 #: make deps       install the packages a build needs (Debian); elsewhere print them
 deps:

@@ -50,6 +50,6 @@ for type in "$@"; do
     to=$out/$name.$type.gguf
     [ -s "$to" ] && continue
     echo "==> converting the model to $type"
-    build/bin/kith-convert "$folder" "$to.part" --type "$type" --name $name
+    "${BIN:-build/bin}/kith-convert" "$folder" "$to.part" --type "$type" --name $name
     mv "$to.part" "$to"
 done

@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from kithtest import BIN, F16_MODEL, F32_MODEL, PATIENCE, Q8_MODEL, ROOT
+from kithtest import BIN, F16_MODEL, F32_MODEL, PATIENCE, Q8_MODEL, ROOT, scaled
 
 QUANTIZE = BIN / "kith-quantize"
 
@@ -364,7 +364,7 @@ def golden():
 
 def test_same_bytes_whoever_makes_them(tmp_path):
     """Twice, with other numbers of threads; and Q8_0 as kith-convert makes it of the same weights."""
-    for kind in ("q4_k_m", "iq4_nl"):
+    for kind in ("q4_k_m", "iq4_nl")[: scaled(2, 1)]:
         quantize(F16_MODEL, tmp_path / "a", kind)
         quantize(F16_MODEL, tmp_path / "b", kind, "--threads", "3")
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
