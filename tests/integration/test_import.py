@@ -10,7 +10,12 @@ import subprocess
 
 import pytest
 
-from kithtest import BIN, PATIENCE, run_program, scaled, wait_until
+from kithtest import BIN, PATIENCE, VARIANT, run_program, scaled, wait_until
+
+pytestmark = pytest.mark.skipif(
+    VARIANT == "tsan",
+    reason="the tool has one thread, and an engine under TSan takes seconds for each text",
+)
 
 WORDS = "the archive of an old library keeps letters maps and ledgers about ships that came to port".split()
 

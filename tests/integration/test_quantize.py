@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from kithtest import BIN, F16_MODEL, F32_MODEL, PATIENCE, Q8_MODEL, ROOT, scaled
+from kithtest import BIN, F16_MODEL, F32_MODEL, PATIENCE, Q8_MODEL, ROOT, VARIANT, scaled
 
 QUANTIZE = BIN / "kith-quantize"
 
@@ -372,6 +372,7 @@ def test_same_bytes_whoever_makes_them(tmp_path):
     assert (tmp_path / "q8").read_bytes() == Q8_MODEL.read_bytes()
 
 
+@pytest.mark.skipif(VARIANT == "tsan", reason="an engine under TSan takes seconds for each text")
 @pytest.mark.parametrize("kind", NEARNESS)
 def test_vectors_of_the_real_model(tmp_path, make_server, golden, kind):
     texts, want = golden
