@@ -488,11 +488,13 @@ static void print_table(const struct importer *m, uint64_t tokens, double second
     if (c->split)
         printf("           (%llu of them in pieces, for the model does not take more)\n",
                (unsigned long long)c->split);
-    printf("unchanged  %llu\nremoved    %llu\nskipped    %llu\ntokens/s   %.0f\n"
-           "seconds    %.2f\n",
+    printf("unchanged  %llu\nremoved    %llu\nskipped    %llu\n",
            (unsigned long long)c->unchanged, (unsigned long long)c->removed,
-           (unsigned long long)m->n_skipped, (double)tokens / (seconds > 0 ? seconds : 1),
-           seconds);
+           (unsigned long long)m->n_skipped);
+    /* The server hears from its engine now and then, of a short run perhaps too late. */
+    if (tokens > 0)
+        printf("tokens/s   %.0f\n", (double)tokens / (seconds > 0 ? seconds : 1));
+    printf("seconds    %.2f\n", seconds);
 }
 
 static int report(struct importer *m, bool stopped, uint64_t tokens, double seconds)
