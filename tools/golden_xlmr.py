@@ -25,6 +25,10 @@ import pathlib
 import random
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests" / "integration"))
+
+from xlmr_tiny import split_form  # noqa: E402
+
 N_PIECES = 6000
 N_LINES = 2000
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -90,15 +94,6 @@ def train(corpus, out):
     t.add_special_tokens([AddedToken(s, special=True, normalized=False, lstrip=s == "<mask>")
                           for s in SPECIALS])
     write(out / "tokenizer.json.xz", json.dumps(json.loads(t.to_str()), ensure_ascii=False))
-
-
-def split_form(tokenizer):
-    """The other published form of an XLM-R tokenizer.json (a dict)."""
-    other = dict(tokenizer)
-    other["normalizer"] = tokenizer["normalizer"]["normalizers"][0]
-    other["pre_tokenizer"] = {
-        "type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, tokenizer["pre_tokenizer"]]}
-    return other
 
 
 def character(rng):
