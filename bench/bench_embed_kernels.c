@@ -15,9 +15,9 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/random.h"
-#include "engine/bert.h"
 #include "engine/gguf.h"
 #include "engine/kernels.h"
+#include "engine/model.h"
 #include "engine/pool.h"
 
 enum { ROUNDS_MAX = 101, COSINE_TEXTS = 2, SEED = 1 };
@@ -31,11 +31,11 @@ enum { N_POINTS = sizeof points / sizeof points[0] };
 struct options {
     const char *model, *original, *csv;
     unsigned threads, rounds;
-    enum bert_precision precision;
+    enum model_precision precision;
 };
 
 struct subject {
-    struct bert_fast *fast;
+    struct model_fast *fast;
     struct pool *pool;
     uint32_t n_embd;
     int32_t *ids[N_POINTS];
@@ -85,7 +85,7 @@ static void measure_peak(double *int8_gops, double *f32_gflops)
 #endif
 
 /* Operations of the weight products of one token. */
-static double product_operations(const struct bert *b)
+static double product_operations(const struct model *b)
 {
     double embd = b->n_embd, ff = b->n_ff;
     return 2.0 * b->n_layers * (4 * embd * embd + 2 * embd * ff);
@@ -93,7 +93,7 @@ static double product_operations(const struct bert *b)
 
 /* --- the points --- */
 
-static int subject_init(struct subject *s, const struct bert *b, const struct options *o,
+static int subject_init(struct subject *s, const struct model *b, const struct options *o,
                         struct err *e)
 {
     struct rng rng;
@@ -112,7 +112,7 @@ static int subject_init(struct subject *s, const struct bert *b, const struct op
             s->offsets[i][t] = t * points[i].tokens;
     }
     int rc = pool_new(&s->pool, o->threads, e);
-    return rc ? rc : bert_fast_new(&s->fast, b, o->precision, e);
+    return rc ? rc : model_fast_new(&s->fast, b, o->precision, e);
 }
 
 static void subject_deinit(struct subject *s)
@@ -122,19 +122,19 @@ static void subject_deinit(struct subject *s)
         mem_free(s->offsets[i]);
     }
     mem_free(s->out);
-    bert_fast_free(s->fast);
+    model_fast_free(s->fast);
     pool_free(s->pool);
 }
 
 static int run_point(struct subject *s, int i, struct err *e)
 {
-    struct bert_batch batch = {s->ids[i], s->offsets[i], points[i].texts,
-                               points[i].texts * points[i].tokens};
-    return bert_fast_forward(s->fast, s->pool, &batch, s->out, e);
+    struct model_batch batch = {s->ids[i], s->offsets[i], points[i].texts,
+                                points[i].texts * points[i].tokens, NULL};
+    return model_fast_forward(s->fast, s->pool, &batch, s->out, e);
 }
 
 /* The worst cosine of the first texts of the point to the plain pass over `original`. */
-static int measure_cosine(struct subject *s, const struct bert *original, int i, double *worst,
+static int measure_cosine(struct subject *s, const struct model *original, int i, double *worst,
                           struct err *e)
 {
     float *expected = mem_alloc_n(s->n_embd, sizeof *expected);
@@ -143,8 +143,8 @@ static int measure_cosine(struct subject *s, const struct bert *original, int i,
     for (uint32_t t = 0; rc == 0 && t < points[i].texts && t < COSINE_TEXTS; t++) {
         const float *got = s->out + (size_t)t * s->n_embd;
         double dot = 0, aa = 0, bb = 0;
-        rc = bert_reference_forward(original, s->ids[i] + s->offsets[i][t], points[i].tokens,
-                                    expected, e);
+        rc = model_reference_forward(original, s->ids[i] + s->offsets[i][t], points[i].tokens,
+                                     UINT32_MAX, expected, e);
         for (uint32_t k = 0; rc == 0 && k < s->n_embd; k++) {
             dot += (double)expected[k] * (double)got[k];
             aa += (double)expected[k] * (double)expected[k];
@@ -175,7 +175,7 @@ static int measure(struct subject *s, unsigned rounds, struct err *e)
     return 0;
 }
 
-static int report(struct subject *s, const struct bert *b, const struct bert *original,
+static int report(struct subject *s, const struct model *b, const struct model *original,
                   const struct options *o, struct err *e)
 {
     double int8_gops, f32_gflops;
@@ -183,7 +183,7 @@ static int report(struct subject *s, const struct bert *b, const struct bert *or
     int rc = engine_kernels(&k, e);
     if (rc != 0)
         return rc;
-    bool int8 = bert_fast_precision(s->fast) == BERT_INT8;
+    bool int8 = model_fast_precision(s->fast) == MODEL_INT8;
     FILE *csv = o->csv ? fopen(o->csv, "a") : NULL;
     if (o->csv && !csv)
         return err_set(e, KITH_EIO, "cannot write %s", o->csv);
@@ -216,15 +216,15 @@ static int report(struct subject *s, const struct bert *b, const struct bert *or
 static int bench(const struct options *o, struct err *e)
 {
     struct gguf *g = NULL, *g_original = NULL;
-    struct bert b = {0}, original = {0};
+    struct model b = {0}, original = {0};
     struct subject *s = mem_calloc(1, sizeof *s);
     int rc = s ? gguf_open(&g, o->model, e) : err_set(e, KITH_ENOMEM, "out of memory");
     if (rc == 0)
         rc = gguf_open(&g_original, o->original, e);
     if (rc == 0)
-        rc = bert_bind(&b, g, e);
+        rc = model_bind(&b, g, e);
     if (rc == 0)
-        rc = bert_bind(&original, g_original, e);
+        rc = model_bind(&original, g_original, e);
     if (rc == 0)
         rc = subject_init(s, &b, o, e);
     if (rc == 0)
@@ -234,8 +234,8 @@ static int bench(const struct options *o, struct err *e)
     if (s)
         subject_deinit(s);
     mem_free(s);
-    bert_unbind(&b);
-    bert_unbind(&original);
+    model_unbind(&b);
+    model_unbind(&original);
     gguf_close(g);
     gguf_close(g_original);
     return rc;
@@ -285,9 +285,9 @@ static bool parse(int argc, char **argv, struct options *o)
             o->rounds = (unsigned)strtoul(optarg, NULL, 10);
             break;
         case 'p':
-            o->precision = strcmp(optarg, "int8") == 0  ? BERT_INT8
-                           : strcmp(optarg, "f32") == 0 ? BERT_F32
-                                                        : BERT_AUTO;
+            o->precision = strcmp(optarg, "int8") == 0  ? MODEL_INT8
+                           : strcmp(optarg, "f32") == 0 ? MODEL_F32
+                                                        : MODEL_AUTO;
             break;
         case 'h':
             usage(stdout);
@@ -306,7 +306,7 @@ int main(int argc, char **argv)
                         NULL,
                         2,
                         7,
-                        BERT_AUTO};
+                        MODEL_AUTO};
     struct err e;
     if (!parse(argc, argv, &o)) {
         usage(stderr);

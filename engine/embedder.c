@@ -16,8 +16,8 @@ struct embedder {
     struct gguf *gguf;
     struct tokenizer *tokenizer;
     uint32_t n_frame; /* tokens before and after a text */
-    struct bert bert;
-    struct bert_fast *fast;
+    struct model model;
+    struct model_fast *fast;
     struct pool *pool;
     struct scheduler *scheduler;
     struct embedder_info info;
@@ -25,7 +25,7 @@ struct embedder {
 
 void embedder_defaults(struct embedder_options *o)
 {
-    *o = (struct embedder_options){.precision = BERT_AUTO,
+    *o = (struct embedder_options){.precision = MODEL_AUTO,
                                    .n_threads = 0,
                                    .batch_tokens = 2048,
                                    .batch_wait_us = 300,
@@ -54,19 +54,19 @@ static int describe(struct embedder *m, const char *path, struct err *e)
     int rc = engine_kernels(&kernels, e);
     if (rc)
         return rc;
-    struct bert_weights weights;
-    bert_weights(&m->bert, &weights);
-    bool int8 = bert_fast_precision(m->fast) == BERT_INT8;
+    struct model_weights weights;
+    model_weights(&m->model, &weights);
+    bool int8 = model_fast_precision(m->fast) == MODEL_INT8;
     copy_name(info, m->gguf, path);
     gguf_hash(m->gguf, info->hash);
-    snprintf(info->arch, sizeof info->arch, "bert");
+    snprintf(info->arch, sizeof info->arch, "%s", m->model.arch);
     snprintf(info->type, sizeof info->type, "%s%s", tensor_type_name(weights.type),
              weights.mixed ? " mixed" : "");
     snprintf(info->precision, sizeof info->precision, "%s", int8 ? "int8" : "f32");
     snprintf(info->kernels, sizeof info->kernels, "%s", kernels->name);
-    info->pooling = m->bert.pooling == POOLING_CLS ? "cls" : "mean";
-    info->dim = m->bert.n_embd;
-    info->context = m->bert.n_ctx;
+    info->pooling = m->model.pooling == POOLING_CLS ? "cls" : "mean";
+    info->dim = m->model.n_embd;
+    info->context = m->model.n_ctx;
     info->n_threads = pool_threads(m->pool);
     return 0;
 }
@@ -76,29 +76,30 @@ static int check_vocabulary(struct embedder *m, struct err *e)
 {
     const struct tokenizer_frame *frame = tokenizer_frame(m->tokenizer);
     m->n_frame = frame->n_before + frame->n_after;
-    if (tokenizer_n_vocab(m->tokenizer) > m->bert.n_vocab)
+    if (tokenizer_n_vocab(m->tokenizer) > m->model.n_vocab)
         return err_set(e, KITH_EFORMAT, "the tokenizer has %u tokens, the model only %u",
-                       tokenizer_n_vocab(m->tokenizer), m->bert.n_vocab);
-    if (m->bert.n_ctx <= m->n_frame)
-        return err_set(e, KITH_EFORMAT, "a context of %u tokens holds no text", m->bert.n_ctx);
+                       tokenizer_n_vocab(m->tokenizer), m->model.n_vocab);
+    if (m->model.n_ctx <= m->n_frame)
+        return err_set(e, KITH_EFORMAT, "a context of %u tokens holds no text", m->model.n_ctx);
     return 0;
 }
 
-static int forward(void *context, const struct bert_batch *batch, float *vectors, struct err *e)
+static int forward(void *context, const struct model_batch *batch, float *vectors,
+                   struct err *e)
 {
     struct embedder *m = context;
-    return bert_fast_forward(m->fast, m->pool, batch, vectors, e);
+    return model_fast_forward(m->fast, m->pool, batch, vectors, e);
 }
 
 static int start_scheduler(struct embedder *m, const struct embedder_options *o, struct err *e)
 {
-    uint32_t tokens = o->batch_tokens, most = bert_fast_max_tokens(m->fast);
+    uint32_t tokens = o->batch_tokens, most = model_fast_max_tokens(m->fast);
     if (tokens > most)
         tokens = most;
-    if (tokens < m->bert.n_ctx)
-        tokens = m->bert.n_ctx;
+    if (tokens < m->model.n_ctx)
+        tokens = m->model.n_ctx;
     m->info.batch_tokens = tokens;
-    struct scheduler_options options = {.dim = m->bert.n_embd,
+    struct scheduler_options options = {.dim = m->model.n_embd,
                                         .batch_tokens = tokens,
                                         .batch_wait_us = o->batch_wait_us,
                                         .max_queue_tokens = o->max_queue_tokens,
@@ -119,10 +120,10 @@ static int open_parts(struct embedder *m, const char *path, const struct embedde
     int rc;
     if ((rc = gguf_open(&m->gguf, path, e)))
         return rc;
-    if ((rc = bert_bind(&m->bert, m->gguf, e)) ||
+    if ((rc = model_bind(&m->model, m->gguf, e)) ||
         (rc = tokenizer_new(&m->tokenizer, m->gguf, e)) || (rc = check_vocabulary(m, e)))
         return err_wrap(e, "%s", path), rc;
-    if ((rc = bert_fast_new(&m->fast, &m->bert, o->precision, e)) ||
+    if ((rc = model_fast_new(&m->fast, &m->model, o->precision, e)) ||
         (rc = pool_new(&m->pool, threads_of(o), e)) || (rc = describe(m, path, e)))
         return rc;
     return start_scheduler(m, o, e);
@@ -151,9 +152,9 @@ void embedder_close(struct embedder *m)
     if (m->pool)
         pool_free(m->pool);
     if (m->fast)
-        bert_fast_free(m->fast);
+        model_fast_free(m->fast);
     tokenizer_free(m->tokenizer);
-    bert_unbind(&m->bert);
+    model_unbind(&m->model);
     gguf_close(m->gguf);
     mem_free(m);
 }
@@ -224,7 +225,7 @@ static int add_text(struct embedder *m, const struct embedder_request *request, 
     if (text->n == 0)
         return err_set(e, KITH_EINVAL, "text %u is empty", i + 1);
     const struct tokenizer_frame *frame = tokenizer_frame(m->tokenizer);
-    const size_t context = m->bert.n_ctx, room = context - m->n_frame;
+    const size_t context = m->model.n_ctx, room = context - m->n_frame;
     size_t n;
     int rc = encode_text(m, text, q, room, &n, e);
     if (rc)

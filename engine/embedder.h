@@ -14,14 +14,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "engine/bert.h"
+#include "engine/model.h"
 #include "engine/scheduler.h"
 
 struct embedder;
 struct tokenizer;
 
 struct embedder_options {
-    enum bert_precision precision;
+    enum model_precision precision;
     unsigned n_threads; /* of the compute pool, the scheduler's counted; 0: one a processor */
     uint32_t batch_tokens; /* raised to the context where it is less */
     int64_t batch_wait_us; /* see engine/batching.h */

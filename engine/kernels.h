@@ -1,5 +1,5 @@
 #pragma once
-/* The inner loops of the encoder, once for every instruction set.
+/* The inner loops of a transformer, once for every instruction set.
  *
  * A table of plain functions: products of packed matrices, and the operations on one row of
  * activations that stand between products. They know no model, allocate nothing, cannot fail.
@@ -89,12 +89,24 @@ struct product_kernels {
 };
 
 struct row_kernels {
-    /* h = LN(h + x) * weight + bias; x may be NULL. J. Ba et al., Layer Normalization (2016).
-     */
-    void (*norm)(float *h, const float *x, const float *weight, const float *bias, uint32_t n,
-                 float eps);
-    /* x = x/2 (1 + erf(x / sqrt 2)); absolute error below 2e-6 * max(1, |x|). */
-    void (*gelu)(float *x, uint32_t n);
+    /* h += x, where x is not NULL; out = LN(h) * weight + bias, bias may be NULL, out may be h.
+     * J. Ba et al., Layer Normalization (2016). */
+    void (*norm)(float *out, float *h, const float *x, const float *weight, const float *bias,
+                 uint32_t n, float eps);
+    /* The same with h / sqrt(mean h^2 + eps) * weight. B. Zhang and R. Sennrich, Root Mean
+     * Square Layer Normalization (2019). */
+    void (*norm_rms)(float *out, float *h, const float *x, const float *weight,
+                     const float *bias, uint32_t n, float eps);
+    void (*add)(float *h, const float *x, uint32_t n);
+    /* x = act(x) up, or act(x) where up is NULL:
+     *   gelu       x/2 (1 + erf(x / sqrt 2)); absolute error below 2e-6 * max(1, |x|)
+     *   gelu_tanh  x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+     *   silu       x / (1 + exp(-x)); of both the relative error is below 2e-6 */
+    void (*gelu)(float *x, const float *up, uint32_t n);
+    void (*gelu_tanh)(float *x, const float *up, uint32_t n);
+    void (*silu)(float *x, const float *up, uint32_t n);
+    /* Pairs (x[i], x[half + i]) turned by the angle of cos[i], sin[i]; half may be anything. */
+    void (*rotate)(float *x, const float *cos, const float *sin, uint32_t half);
     /* x = exp(x - max x), not yet divided by the sum, which is returned. Values of -INFINITY
      * count as nothing. */
     float (*softmax)(float *x, uint32_t n);

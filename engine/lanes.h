@@ -51,6 +51,10 @@ KERNEL_INLINE vf vf_mul(vf a, vf b)
 {
     return simde_mm512_mul_ps(a, b);
 }
+KERNEL_INLINE vf vf_div(vf a, vf b)
+{
+    return simde_mm512_div_ps(a, b);
+}
 KERNEL_INLINE vf vf_fma(vf a, vf b, vf c)
 {
     return simde_mm512_fmadd_ps(a, b, c);
@@ -141,6 +145,10 @@ KERNEL_INLINE vf vf_mul(vf a, vf b)
 {
     return simde_mm256_mul_ps(a, b);
 }
+KERNEL_INLINE vf vf_div(vf a, vf b)
+{
+    return simde_mm256_div_ps(a, b);
+}
 KERNEL_INLINE vf vf_fma(vf a, vf b, vf c)
 {
     return simde_mm256_fmadd_ps(a, b, c);
@@ -223,6 +231,10 @@ KERNEL_INLINE vf vf_sub(vf a, vf b)
 KERNEL_INLINE vf vf_mul(vf a, vf b)
 {
     return a * b;
+}
+KERNEL_INLINE vf vf_div(vf a, vf b)
+{
+    return a / b;
 }
 KERNEL_INLINE vf vf_fma(vf a, vf b, vf c)
 {

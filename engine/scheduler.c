@@ -21,7 +21,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/batching.h"
-#include "engine/bert.h"
+#include "engine/model.h"
 
 struct request {
     struct request *next;
@@ -191,7 +191,7 @@ static uint32_t drop_taken(struct scheduler *s)
     return dropped;
 }
 
-static void take_batch(struct scheduler *s, struct bert_batch *batch)
+static void take_batch(struct scheduler *s, struct model_batch *batch)
 {
     uint32_t n_tokens = fill_slots(s);
     uint32_t n_requests = drop_taken(s);
@@ -205,14 +205,14 @@ static void take_batch(struct scheduler *s, struct bert_batch *batch)
         at += slot->n_tokens;
     }
     s->offsets[s->n_slots] = at;
-    *batch = (struct bert_batch){
+    *batch = (struct model_batch){
         .ids = s->ids, .offsets = s->offsets, .n_texts = s->n_slots, .n_tokens = n_tokens};
     struct batching_event event = {
         .kind = BATCHING_TAKEN, .n_tokens = n_tokens, .n_requests = n_requests};
     batching_step(&s->batching, &event);
 }
 
-static int compute(struct scheduler *s, const struct bert_batch *batch, struct err *e)
+static int compute(struct scheduler *s, const struct model_batch *batch, struct err *e)
 {
     int rc = s->options.forward(s->options.context, batch, s->vectors, e);
     size_t floats = (size_t)batch->n_texts * s->options.dim;
@@ -237,7 +237,7 @@ static void withdraw(struct scheduler *s, struct request *r)
 
 /* Hands each vector to its request and answers the requests that are whole, or all of them when
  * the batch failed, in the order in which the batch names them. */
-static uint32_t deliver(struct scheduler *s, const struct bert_batch *batch, int code,
+static uint32_t deliver(struct scheduler *s, const struct model_batch *batch, int code,
                         const struct err *e)
 {
     uint32_t n_answers = 0;
@@ -272,7 +272,7 @@ static uint32_t deliver(struct scheduler *s, const struct bert_batch *batch, int
 
 static void run_batch(struct scheduler *s)
 {
-    struct bert_batch batch;
+    struct model_batch batch;
     struct err e = {0};
     take_batch(s, &batch);
     pthread_mutex_unlock(&s->lock);

@@ -18,7 +18,7 @@
 
 #include "base/error.h"
 
-struct bert_batch;
+struct model_batch;
 struct scheduler;
 
 struct scheduler_options {
@@ -27,7 +27,7 @@ struct scheduler_options {
     int64_t batch_wait_us;     /* see engine/batching.h */
     uint64_t max_queue_tokens; /* waiting, of all requests */
     /* vectors: n_texts x dim, row-major. */
-    int (*forward)(void *context, const struct bert_batch *batch, float *vectors,
+    int (*forward)(void *context, const struct model_batch *batch, float *vectors,
                    struct err *e);
     void *context;
 };

@@ -9,8 +9,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#include "engine/bert.h"
 #include "engine/gguf.h"
+#include "engine/model.h"
 #include "engine/wordpiece.h"
 
 enum { MAX_WORK = 1 << 22, MAX_IDS = 16 };
@@ -35,9 +35,9 @@ static void read_tensors(const struct gguf *g)
 
 static void forward(const struct gguf *g, const struct wordpiece *w)
 {
-    struct bert b;
+    struct model b;
     struct err e;
-    if (bert_bind(&b, g, &e))
+    if (model_bind(&b, g, &e))
         return;
     int32_t ids[MAX_IDS] = {0};
     size_t n = 0;
@@ -47,9 +47,10 @@ static void forward(const struct gguf *g, const struct wordpiece *w)
     uint64_t work = (uint64_t)b.n_embd * (b.n_embd + b.n_ff) * b.n_layers;
     float *out = malloc(b.n_embd * sizeof *out);
     if (out && work <= MAX_WORK)
-        bert_reference_forward(&b, ids, n_tokens < b.n_ctx ? n_tokens : b.n_ctx, out, &e);
+        model_reference_forward(&b, ids, n_tokens < b.n_ctx ? n_tokens : b.n_ctx, UINT32_MAX,
+                                out, &e);
     free(out);
-    bert_unbind(&b);
+    model_unbind(&b);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

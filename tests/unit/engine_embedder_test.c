@@ -63,17 +63,17 @@ static int embed(struct answer *a, const char *const *texts, uint32_t n, bool tr
 static void expect_vector(const float *got, const int32_t *ids, uint32_t n)
 {
     struct gguf *g;
-    struct bert b;
+    struct model b;
     struct err e;
     float want[N_EMBD];
     assert_int_equal(gguf_open(&g, path, &e), 0);
-    assert_int_equal(bert_bind(&b, g, &e), 0);
-    assert_int_equal(bert_reference_forward(&b, ids, n, want, &e), 0);
+    assert_int_equal(model_bind(&b, g, &e), 0);
+    assert_int_equal(model_reference_forward(&b, ids, n, UINT32_MAX, want, &e), 0);
     double dot = 0;
     for (int i = 0; i < N_EMBD; i++)
         dot += (double)want[i] * (double)got[i];
     assert_true(fabs(dot - 1) < 1e-4);
-    bert_unbind(&b);
+    model_unbind(&b);
     gguf_close(g);
 }
 
@@ -241,31 +241,31 @@ static void token_types_may_be_absent(void **state)
     static const char name[] = "token_types.weight";
     struct buf b = {0};
     struct gguf *g;
-    struct bert bert;
-    struct bert_fast *fast;
+    struct model model;
+    struct model_fast *fast;
     struct pool *pool;
     struct err e = {0};
     fixture_model(&b, &shape, TENSOR_F32);
     char *at = memmem(b.data, b.len, name, sizeof name - 1);
     assert_non_null(at);
     memcpy(at, "TOKEN", 5); /* now a tensor that nobody asks for */
-    if (gguf_open_memory(&g, b.data, b.len, &e) || bert_bind(&bert, g, &e) ||
-        bert_fast_new(&fast, &bert, BERT_F32, &e) || pool_new(&pool, 1, &e))
+    if (gguf_open_memory(&g, b.data, b.len, &e) || model_bind(&model, g, &e) ||
+        model_fast_new(&fast, &model, MODEL_F32, &e) || pool_new(&pool, 1, &e))
         fail_msg("%s", e.message);
-    assert_null(bert.type_embd);
-    assert_int_equal(bert.n_types, 0);
+    assert_null(model.type_embd);
+    assert_int_equal(model.n_types, 0);
     const int32_t ids[] = {2, 5, 6, 9, 3};
-    const struct bert_batch batch = {ids, (const uint32_t[]){0, 5}, 1, 5};
+    const struct model_batch batch = {ids, (const uint32_t[]){0, 5}, 1, 5, NULL};
     float want[N_EMBD], got[N_EMBD];
-    assert_int_equal(bert_reference_forward(&bert, ids, 5, want, &e), 0);
-    assert_int_equal(bert_fast_forward(fast, pool, &batch, got, &e), 0);
+    assert_int_equal(model_reference_forward(&model, ids, 5, UINT32_MAX, want, &e), 0);
+    assert_int_equal(model_fast_forward(fast, pool, &batch, got, &e), 0);
     double dot = 0;
     for (int i = 0; i < N_EMBD; i++)
         dot += (double)want[i] * (double)got[i];
     assert_true(dot > 0.99999);
     pool_free(pool);
-    bert_fast_free(fast);
-    bert_unbind(&bert);
+    model_fast_free(fast);
+    model_unbind(&model);
     gguf_close(g);
     buf_deinit(&b);
 }

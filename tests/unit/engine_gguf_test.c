@@ -2,7 +2,7 @@
  * and allocations that fail. */
 
 #include "base/mem.h"
-#include "engine/bert.h"
+#include "engine/model.h"
 #include "engine/tokenizer.h"
 #include "tests/unit/engine_fixture.h"
 #include "tests/unit/unit.h"
@@ -304,10 +304,10 @@ static void survives_cuts_and_flips(void **state)
             if (gguf_open_memory(&g, b.data, flip ? b.len : i, &e)) {
                 refused++;
             } else {
-                struct bert bert;
+                struct model model;
                 struct tokenizer *w;
-                if (bert_bind(&bert, g, &e) == 0)
-                    bert_unbind(&bert);
+                if (model_bind(&model, g, &e) == 0)
+                    model_unbind(&model);
                 if (tokenizer_new(&w, g, &e) == 0)
                     tokenizer_free(w);
                 gguf_close(g);
@@ -330,13 +330,13 @@ static void survives_failed_allocations(void **state)
     for (; rc == KITH_ENOMEM && n < 1000; n++) {
         struct gguf *g = NULL;
         struct err e;
-        struct bert bert;
+        struct model model;
         struct tokenizer *w = NULL;
         mem_fail_after(n);
         rc = gguf_open_memory(&g, b.data, b.len, &e);
-        if (!rc && !(rc = bert_bind(&bert, g, &e))) {
+        if (!rc && !(rc = model_bind(&model, g, &e))) {
             rc = tokenizer_new(&w, g, &e);
-            bert_unbind(&bert);
+            model_unbind(&model);
         }
         mem_fail_after(0);
         tokenizer_free(w);

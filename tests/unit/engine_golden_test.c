@@ -10,8 +10,8 @@
 
 #include <math.h>
 
-#include "engine/bert.h"
 #include "engine/gguf.h"
+#include "engine/model.h"
 #include "engine/pool.h"
 #include "engine/tokenizer.h"
 #include "tests/unit/engine_golden.h"
@@ -25,10 +25,10 @@ enum { REFERENCE_STEP = 6, REFERENCE_STEP_OTHERS = 30, FAST_TEXTS = 300 };
 
 enum { BATCH_TOKENS = 2048 };
 
-struct model {
+struct golden_model {
     struct gguf *gguf;
     struct tokenizer *tokenizer;
-    struct bert bert;
+    struct model model;
 };
 
 struct worst {
@@ -49,7 +49,7 @@ static double cosine(const float *a, const float *b)
     return dot / sqrt(aa * bb);
 }
 
-static void open_model(struct model *m, const char *type)
+static void open_model(struct golden_model *m, const char *type)
 {
     char path[128];
     struct err e = {0};
@@ -59,14 +59,14 @@ static void open_model(struct model *m, const char *type)
         skip();
     }
     if (gguf_open(&m->gguf, path, &e) || tokenizer_new(&m->tokenizer, m->gguf, &e) ||
-        bert_bind(&m->bert, m->gguf, &e))
+        model_bind(&m->model, m->gguf, &e))
         fail_msg("%s", e.message);
-    assert_int_equal(m->bert.n_embd, GOLDEN_DIM);
+    assert_int_equal(m->model.n_embd, GOLDEN_DIM);
 }
 
-static void close_model(struct model *m)
+static void close_model(struct golden_model *m)
 {
-    bert_unbind(&m->bert);
+    model_unbind(&m->model);
     tokenizer_free(m->tokenizer);
     gguf_close(m->gguf);
 }
@@ -86,7 +86,7 @@ static void judge(const char *what, const char *type, const struct worst *w, dou
                  w->text, least);
 }
 
-static void check_reference(const struct model *m, const char *type, uint32_t step,
+static void check_reference(const struct golden_model *m, const char *type, uint32_t step,
                             double least)
 {
     struct worst w = {2, 0};
@@ -96,7 +96,7 @@ static void check_reference(const struct model *m, const char *type, uint32_t st
         const struct golden_text *t = &golden.texts[i];
         float vector[GOLDEN_DIM];
         struct err e = {0};
-        if (bert_reference_forward(&m->bert, t->ids, t->n_ids, vector, &e))
+        if (model_reference_forward(&m->model, t->ids, t->n_ids, UINT32_MAX, vector, &e))
             fail_msg("text %u: %s", i, e.message);
         compare(&w, i, vector);
     }
@@ -104,15 +104,15 @@ static void check_reference(const struct model *m, const char *type, uint32_t st
 }
 
 /* All texts through the fast pass, packed as the scheduler would. */
-static void check_fast(const struct model *m, const char *type, double least)
+static void check_fast(const struct golden_model *m, const char *type, double least)
 {
     static int32_t ids[BATCH_TOKENS];
     static uint32_t offsets[GOLDEN_MAX_TEXTS + 1];
     static float vectors[GOLDEN_MAX_TEXTS * GOLDEN_DIM];
-    struct bert_fast *fast;
+    struct model_fast *fast;
     struct pool *pool;
     struct err e = {0};
-    if (bert_fast_new(&fast, &m->bert, BERT_AUTO, &e) || pool_new(&pool, 2, &e))
+    if (model_fast_new(&fast, &m->model, MODEL_AUTO, &e) || pool_new(&pool, 2, &e))
         fail_msg("%s", e.message);
     struct worst w = {2, 0};
     for (uint32_t first = 0; first < FAST_TEXTS;) {
@@ -125,8 +125,8 @@ static void check_fast(const struct model *m, const char *type, double least)
             n_tokens += t->n_ids;
         }
         offsets[n] = n_tokens;
-        const struct bert_batch batch = {ids, offsets, n, n_tokens};
-        if (bert_fast_forward(fast, pool, &batch, vectors, &e))
+        const struct model_batch batch = {ids, offsets, n, n_tokens, NULL};
+        if (model_fast_forward(fast, pool, &batch, vectors, &e))
             fail_msg("%s", e.message);
         for (uint32_t i = 0; i < n; i++)
             compare(&w, first + i, vectors + (size_t)i * GOLDEN_DIM);
@@ -134,12 +134,12 @@ static void check_fast(const struct model *m, const char *type, double least)
     }
     judge("fast", type, &w, least);
     pool_free(pool);
-    bert_fast_free(fast);
+    model_fast_free(fast);
 }
 
 static void check_model(const char *type, uint32_t step, double least)
 {
-    struct model m;
+    struct golden_model m;
     open_model(&m, type);
     check_reference(&m, type, step, least);
     check_fast(&m, type, least);
@@ -167,7 +167,7 @@ static void q8_0_agrees(void **state)
 static void tokens_agree(void **state)
 {
     (void)state;
-    struct model m;
+    struct golden_model m;
     open_model(&m, "f16");
     for (uint32_t i = 0; i < golden.n; i++) {
         const struct golden_text *t = &golden.texts[i];

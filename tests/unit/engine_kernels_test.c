@@ -330,26 +330,80 @@ static void transposed(void **state)
 
 /* --- rows --- */
 
-static void check_gelu(const struct engine_kernels *k)
+static double gelu_of(double x)
+{
+    return 0.5 * x * (1 + erf(x / sqrt(2)));
+}
+
+static double gelu_tanh_of(double x)
+{
+    return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+
+static double silu_of(double x)
+{
+    return x / (1 + exp(-x));
+}
+
+/* Alone and as a gate. */
+static void check_activation(void (*f)(float *, const float *, uint32_t), double (*of)(double))
 {
     enum { N = 32000 };
-    static float x[N], y[N];
+    static float x[N], y[N], gated[N], up[N];
     for (int i = 0; i < N; i++)
-        x[i] = y[i] = -12.0f + 24.0f * (float)i / N;
-    const float edges[] = {0.0f, -0.0f, 5.2f, -5.2f, 1e10f, -1e10f, 1e-30f, 3e38f};
+        x[i] = -12.0f + 24.0f * (float)i / N;
+    const float edges[] = {0.0f, -0.0f, 5.2f, -5.2f, 1e10f, -1e10f, 1e-30f, 1e12f};
     memcpy(x, edges, sizeof edges);
-    memcpy(y, edges, sizeof edges);
-    k->row->gelu(y, N);
+    memcpy(y, x, sizeof y);
+    memcpy(gated, x, sizeof gated);
+    fill(up, N, -2, 2);
+    f(y, NULL, N);
+    f(gated, up, N);
     for (int i = 0; i < N; i++) {
-        double v = (double)x[i], expected = 0.5 * v * (1 + erf(v / sqrt(2)));
-        assert_true(fabs((double)y[i] - expected) <= 2e-6 * fmax(1, fabs(v)));
+        double v = (double)x[i], expected = of(v), bound = 2e-6 * fmax(1, fabs(v));
+        assert_true(fabs((double)y[i] - expected) <= bound);
+        assert_true(fabs((double)gated[i] - expected * (double)up[i]) <= 2.1 * bound);
     }
 }
 
-static void gelu_is_exact_enough(void **state)
+static void check_activations(const struct engine_kernels *k)
+{
+    check_activation(k->row->gelu, gelu_of);
+    check_activation(k->row->gelu_tanh, gelu_tanh_of);
+    check_activation(k->row->silu, silu_of);
+}
+
+static void activations(void **state)
 {
     (void)state;
-    each(check_gelu);
+    each(check_activations);
+}
+
+static void check_rotate(const struct engine_kernels *k)
+{
+    enum { HALF_MAX = 70 };
+    static float x[2 * HALF_MAX], y[2 * HALF_MAX], c[HALF_MAX], s[HALF_MAX];
+    for (uint32_t half = 1; half <= HALF_MAX; half++) {
+        fill(x, 2 * half, -3, 3);
+        for (uint32_t i = 0; i < half; i++) {
+            c[i] = cosf((float)i + 0.3f);
+            s[i] = sinf((float)i + 0.3f);
+        }
+        memcpy(y, x, sizeof y);
+        k->row->rotate(y, c, s, half);
+        for (uint32_t i = 0; i < half; i++) {
+            double a = (double)x[i], b = (double)x[half + i], u = (double)c[i],
+                   v = (double)s[i];
+            assert_true(fabs((double)y[i] - (a * u - b * v)) < 1e-5);
+            assert_true(fabs((double)y[half + i] - (a * v + b * u)) < 1e-5);
+        }
+    }
+}
+
+static void turned_by_angles(void **state)
+{
+    (void)state;
+    each(check_rotate);
 }
 
 static void check_softmax(const struct engine_kernels *k)
@@ -437,37 +491,47 @@ static void rows_to_words(void **state)
     each(check_quantize16);
 }
 
-static void check_norm(const struct engine_kernels *k)
+/* Both norms: what is added, to where it goes, with and without a shift. */
+static void check_norm_of(const struct engine_kernels *k, bool rms)
 {
-    static float h[N_MAX], x[N_MAX], w[N_MAX], b[N_MAX], y[N_MAX];
+    static float h[N_MAX], x[N_MAX], w[N_MAX], b[N_MAX], y[N_MAX], out[N_MAX];
     for (uint32_t n = ROW_MULTIPLE; n <= N_MAX; n += 11 * ROW_MULTIPLE)
-        for (int i = 0; i < 6; i++) {
-            float mean = i < 3 ? 0 : 50, spread = i % 3 == 0 ? 1e-3f : 3;
-            bool add = i % 2;
+        for (int i = 0; i < 12; i++) {
+            float mean = i % 6 < 3 ? 0 : 50, spread = i % 3 == 0 ? 1e-3f : 3;
+            bool add = i % 2, shift = i < 6, apart = i % 4 == 0;
             fill(h, n, mean - spread, mean + spread);
             fill(x, n, -1, 1);
             fill(w, n, -2, 2);
             fill(b, n, -1, 1);
             double m = 0, v = 0;
-            for (uint32_t j = 0; j < n; j++)
+            for (uint32_t j = 0; j < n && !rms; j++)
                 m += ((double)h[j] + (add ? (double)x[j] : 0)) / n;
             for (uint32_t j = 0; j < n; j++) {
                 double d = (double)h[j] + (add ? (double)x[j] : 0) - m;
                 v += d * d / n;
             }
             memcpy(y, h, sizeof y);
-            k->row->norm(y, add ? x : NULL, w, b, n, 1e-12f);
+            (rms ? k->row->norm_rms : k->row->norm)(apart ? out : y, y, add ? x : NULL, w,
+                                                    shift ? b : NULL, n, 1e-12f);
             for (uint32_t j = 0; j < n; j++) {
-                double d = (double)h[j] + (add ? (double)x[j] : 0) - m;
-                double expected = d / sqrt(v + 1e-12) * (double)w[j] + (double)b[j];
+                double sum = (double)h[j] + (add ? (double)x[j] : 0), d = sum - m;
+                double expected =
+                    d / sqrt(v + 1e-12) * (double)w[j] + (shift ? (double)b[j] : 0);
                 /* h + x and the sum are rounded to the precision of the mean. */
                 double bound = 1e-5 + 4e-6 * fabs(m) / sqrt(v);
-                assert_true(fabs((double)y[j] - expected) < bound);
+                assert_true(fabs((double)(apart ? out : y)[j] - expected) < bound);
+                assert_true(!apart || fabs((double)y[j] - sum) < 1e-5);
             }
         }
 }
 
-static void layer_norm(void **state)
+static void check_norm(const struct engine_kernels *k)
+{
+    check_norm_of(k, false);
+    check_norm_of(k, true);
+}
+
+static void norms(void **state)
 {
     (void)state;
     each(check_norm);
@@ -539,11 +603,17 @@ int main(void)
 {
     printf("seed %d\n", SEED);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(f32_product),    cmocka_unit_test(int8_product),
-        cmocka_unit_test(transposed),     cmocka_unit_test(gelu_is_exact_enough),
-        cmocka_unit_test(int16_product),  cmocka_unit_test(rows_to_words),
-        cmocka_unit_test(softmax_rows),   cmocka_unit_test(layer_norm),
-        cmocka_unit_test(quantized_rows), cmocka_unit_test(chosen_by_name),
+        cmocka_unit_test(f32_product),
+        cmocka_unit_test(int8_product),
+        cmocka_unit_test(transposed),
+        cmocka_unit_test(activations),
+        cmocka_unit_test(turned_by_angles),
+        cmocka_unit_test(int16_product),
+        cmocka_unit_test(rows_to_words),
+        cmocka_unit_test(softmax_rows),
+        cmocka_unit_test(norms),
+        cmocka_unit_test(quantized_rows),
+        cmocka_unit_test(chosen_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

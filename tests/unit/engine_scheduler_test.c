@@ -10,7 +10,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/random.h"
-#include "engine/bert.h"
+#include "engine/model.h"
 #include "engine/scheduler.h"
 #include "tests/unit/unit.h"
 
@@ -27,7 +27,7 @@ struct fake {
     uint32_t first_texts[MAX_BATCHES]; /* texts of each batch */
 };
 
-static int fake_forward(void *context, const struct bert_batch *batch, float *vectors,
+static int fake_forward(void *context, const struct model_batch *batch, float *vectors,
                         struct err *e)
 {
     struct fake *f = context;

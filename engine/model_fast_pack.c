@@ -5,13 +5,13 @@
  * exactly as the file has them, at the speed of Q8_0. All other types go through floats and are
  * quantized by Q8_0's rule, without rounding the scale to half precision (tensor_row_int8);
  * README.md, "Formats", says what that adds to their error. Kernels for each layout would need
- * less memory and be slower: an encoder computes many tokens a weight, so what counts is the
+ * less memory and be slower: a batch computes many tokens a weight, so what counts is the
  * work at each product, not the bytes. */
 
 #include <string.h>
 
 #include "base/mem.h"
-#include "engine/bert_fast_internal.h"
+#include "engine/model_fast_internal.h"
 
 enum { ALIGNMENT = 64 };
 
@@ -20,7 +20,7 @@ static size_t block_bytes(uint32_t panel)
     return panel * (INT8_BLOCK + sizeof(float));
 }
 
-uint32_t fast_pad(const struct bert_fast *f, uint32_t n)
+uint32_t fast_pad(const struct model_fast *f, uint32_t n)
 {
     uint32_t to =
         f->kernels->product->panel > ROW_MULTIPLE ? f->kernels->product->panel : ROW_MULTIPLE;
@@ -37,15 +37,29 @@ void fast_matrix_deinit(struct fast_matrix *m)
     *m = (struct fast_matrix){0};
 }
 
+size_t fast_matrix_bytes(const struct fast_matrix *m, uint32_t panel)
+{
+    size_t columns = (size_t)m->n_panels * panel;
+    if (m->precision == MODEL_F32)
+        return columns * (m->n_in + 1) * sizeof(float);
+    return columns * N_SIDE * sizeof(float) +
+           (size_t)m->n_panels * (m->n_in / INT8_BLOCK) * block_bytes(panel);
+}
+
 /* Output j of the stack: which tensor, and which of its rows. */
-static const struct tensor *source_row(const struct fast_source *source, uint32_t j,
-                                       uint32_t *row)
+static const struct model_matrix *source_row(const struct fast_source *source, uint32_t j,
+                                             uint64_t *row)
 {
     unsigned i = 0;
-    while (j >= source->weights[i]->ne[1])
-        j -= (uint32_t)source->weights[i++]->ne[1];
-    *row = j;
-    return source->weights[i];
+    while (j >= source->parts[i]->n_rows)
+        j -= (uint32_t)source->parts[i++]->n_rows;
+    *row = source->parts[i]->first_row + j;
+    return source->parts[i];
+}
+
+static float bias_of(const struct model_matrix *part, uint64_t row)
+{
+    return part->b ? ((const float *)part->b->data)[row] : 0;
 }
 
 static void pack_row_f32(struct fast_matrix *m, uint32_t panel, uint32_t j, const float *row)
@@ -75,14 +89,14 @@ static void pack_row_int8(struct fast_matrix *m, uint32_t panel, uint32_t j,
     side[SIDE_SUM * panel] = sum;
 }
 
-static int allocate(const struct bert_fast *f, struct fast_matrix *m, struct err *e)
+static int allocate(const struct model_fast *f, struct fast_matrix *m, struct err *e)
 {
     uint32_t panel = f->kernels->product->panel;
     size_t padded = (size_t)m->n_panels * panel, elements, bytes;
     if (mem_mul_overflows(padded, m->n_in, &elements) ||
         mem_mul_overflows(elements, sizeof(float), &bytes))
         return err_set(e, KITH_ENOMEM, "a weight of %u x %u is too large", m->n_in, m->n_out);
-    if (f->precision == BERT_F32) {
+    if (m->precision == MODEL_F32) {
         m->f32 = mem_alloc_aligned(ALIGNMENT, bytes);
         m->bias = mem_calloc(padded, sizeof(float));
         if (m->f32)
@@ -94,51 +108,45 @@ static int allocate(const struct bert_fast *f, struct fast_matrix *m, struct err
         if (m->int8)
             memset(m->int8, 0, bytes);
     }
-    if (f->precision == BERT_F32 ? !m->f32 || !m->bias : !m->int8 || !m->side)
+    if (m->precision == MODEL_F32 ? !m->f32 || !m->bias : !m->int8 || !m->side)
         return err_set(e, KITH_ENOMEM, "out of memory for packed weights of %u x %u", m->n_in,
                        m->n_out);
     return 0;
 }
 
-int fast_pack(struct bert_fast *f, struct fast_matrix *m, const struct fast_source *source,
-              struct err *e)
+int fast_pack(const struct model_fast *f, struct fast_matrix *m, enum model_precision precision,
+              const struct fast_source *source, struct err *e)
 {
     uint32_t panel = f->kernels->product->panel;
-    m->n_in = (uint32_t)source->weights[0]->ne[0];
+    m->precision = precision;
+    m->n_in = (uint32_t)source->parts[0]->w->ne[0];
     for (unsigned i = 0; i < source->n; i++)
-        m->n_out += (uint32_t)source->weights[i]->ne[1];
+        m->n_out += (uint32_t)source->parts[i]->n_rows;
     m->n_panels = (m->n_out + panel - 1) / panel;
-    float *row = mem_alloc_n((size_t)m->n_in + m->n_out, sizeof *row);
+    float *row = mem_alloc_n(m->n_in, sizeof *row);
     int8_t *codes = mem_alloc_n(m->n_in, sizeof *codes);
     int rc = row && codes ? allocate(f, m, e)
                           : err_set(e, KITH_ENOMEM, "out of memory for a weight row");
-    if (rc != 0) {
-        mem_free(row);
-        mem_free(codes);
-        return rc;
-    }
-    float *biases = row + m->n_in, *next = biases;
-    for (unsigned i = 0; i < source->n; next += source->biases[i++]->ne[0])
-        tensor_row_f32(source->biases[i], 0, next);
-    for (uint32_t j = 0; j < m->n_out; j++) {
-        uint32_t source_j;
-        const struct tensor *w = source_row(source, j, &source_j);
-        if (f->precision == BERT_F32) {
-            tensor_row_f32(w, source_j, row);
-            m->bias[j] = biases[j];
+    for (uint32_t j = 0; j < m->n_out && rc == 0; j++) {
+        uint64_t source_j;
+        const struct model_matrix *part = source_row(source, j, &source_j);
+        float bias = bias_of(part, source_j);
+        if (precision == MODEL_F32) {
+            tensor_row_f32(part->w, source_j, row);
+            m->bias[j] = bias;
             pack_row_f32(m, panel, j, row);
         } else {
-            tensor_row_int8(w, source_j, codes, row); /* row: the scales */
+            tensor_row_int8(part->w, source_j, codes, row); /* row: the scales */
             pack_row_int8(m, panel, j, codes, row);
-            m->side[((size_t)(j / panel) * N_SIDE + SIDE_BIAS) * panel + j % panel] = biases[j];
+            m->side[((size_t)(j / panel) * N_SIDE + SIDE_BIAS) * panel + j % panel] = bias;
         }
     }
     mem_free(row);
     mem_free(codes);
-    return 0;
+    return rc;
 }
 
-int fast_pack_outliers(const struct bert_fast *f, struct fast_matrix *m,
+int fast_pack_outliers(const struct model_fast *f, struct fast_matrix *m,
                        const struct fast_source *source, struct err *e)
 {
     uint32_t panel = f->kernels->product->panel;
@@ -154,9 +162,9 @@ int fast_pack_outliers(const struct bert_fast *f, struct fast_matrix *m,
         m->largest[best] = -1;
     }
     for (uint32_t j = 0; j < m->n_out; j++) {
-        uint32_t source_j;
-        const struct tensor *w = source_row(source, j, &source_j);
-        tensor_row_f32(w, source_j, row);
+        uint64_t source_j;
+        const struct model_matrix *part = source_row(source, j, &source_j);
+        tensor_row_f32(part->w, source_j, row);
         for (uint32_t t = 0; t < m->n_outliers; t++)
             m->side[((size_t)(j / panel) * N_SIDE + t) * panel + j % panel] =
                 row[m->outliers[t]];

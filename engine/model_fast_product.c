@@ -3,11 +3,11 @@
 
 #include <math.h>
 
-#include "engine/bert_fast_internal.h"
+#include "engine/model_fast_internal.h"
 
 /* Row x to codes at index r of the thread's rows; the outlier inputs count as zero for the
  * range of the codes and go into the side values as they are. */
-static void quantize_row(const struct bert_fast *f, struct fast_scratch *s,
+static void quantize_row(const struct model_fast *f, struct fast_scratch *s,
                          const struct fast_matrix *m, float *x, uint32_t r)
 {
     struct int8_rows *rows = &s->rows;
@@ -29,7 +29,7 @@ static void quantize_row(const struct bert_fast *f, struct fast_scratch *s,
 }
 
 /* What row r's codes left out, as codes of its own at index `second`. */
-static void quantize_residue(const struct bert_fast *f, struct fast_scratch *s,
+static void quantize_residue(const struct model_fast *f, struct fast_scratch *s,
                              const struct fast_matrix *m, const float *x, uint32_t r,
                              uint32_t second)
 {
@@ -53,12 +53,12 @@ static void note_largest(const struct fast_matrix *m, const float *x)
             m->largest[k] = fabsf(x[k]);
 }
 
-void fast_product(const struct bert_fast *f, struct fast_scratch *s,
+void fast_product(const struct model_fast *f, struct fast_scratch *s,
                   const struct fast_matrix *m, float *x, size_t x_stride, uint32_t first,
                   uint32_t n_rows, float *c, size_t c_stride)
 {
     const struct product_kernels *product = f->kernels->product;
-    if (f->precision == BERT_F32) {
+    if (m->precision == MODEL_F32) {
         product->f32(x, x_stride, n_rows, m->f32, m->n_in, m->n_panels, m->bias, c, c_stride);
         return;
     }
