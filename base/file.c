@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -167,6 +168,12 @@ int file_map_open(struct file_map *m, const char *path, struct err *e)
     }
     close(fd);
     return rc;
+}
+
+void file_map_forget(const struct file_map *m)
+{
+    if (m->data)
+        madvise((void *)(uintptr_t)m->data, m->bytes, MADV_DONTNEED); /* only advice */
 }
 
 void file_map_close(struct file_map *m)

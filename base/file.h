@@ -29,6 +29,8 @@ struct file_map {
     size_t bytes;
 };
 int file_map_open(struct file_map *m, const char *path, struct err *e);
+/* Lets the system take the pages back that were read until now; they come again when needed. */
+void file_map_forget(const struct file_map *m);
 void file_map_close(struct file_map *m);
 
 /* Takes the lock file (created if need be) for this process; KITH_EBUSY names the holder's pid.

@@ -8,6 +8,7 @@
 #include "engine/gguf.h"
 #include "engine/kernels.h"
 #include "engine/pool.h"
+#include "engine/profile.h"
 #include "engine/tokenizer.h"
 
 enum { MAX_THREADS = 1024 };
@@ -15,7 +16,8 @@ enum { MAX_THREADS = 1024 };
 struct embedder {
     struct gguf *gguf;
     struct tokenizer *tokenizer;
-    uint32_t n_frame; /* tokens before and after a text */
+    struct profile profile;
+    struct framing framing;
     struct model model;
     struct model_fast *fast;
     struct pool *pool;
@@ -47,8 +49,12 @@ static void copy_name(struct embedder_info *info, const struct gguf *g, const ch
     }
 }
 
-static int describe(struct embedder *m, const char *path, struct err *e)
+static int describe(struct embedder *m, struct err *e)
 {
+    static const char *const poolings[] = {[POOLING_MEAN] = "mean",
+                                           [POOLING_CLS] = "cls",
+                                           [POOLING_LAST] = "last",
+                                           [POOLING_RANK] = "rank"};
     struct embedder_info *info = &m->info;
     const struct engine_kernels *kernels;
     int rc = engine_kernels(&kernels, e);
@@ -57,30 +63,36 @@ static int describe(struct embedder *m, const char *path, struct err *e)
     struct model_weights weights;
     model_weights(&m->model, &weights);
     bool int8 = model_fast_precision(m->fast) == MODEL_INT8;
-    copy_name(info, m->gguf, path);
     gguf_hash(m->gguf, info->hash);
     snprintf(info->arch, sizeof info->arch, "%s", m->model.arch);
     snprintf(info->type, sizeof info->type, "%s%s", tensor_type_name(weights.type),
              weights.mixed ? " mixed" : "");
     snprintf(info->precision, sizeof info->precision, "%s", int8 ? "int8" : "f32");
     snprintf(info->kernels, sizeof info->kernels, "%s", kernels->name);
-    info->pooling = m->model.pooling == POOLING_CLS ? "cls" : "mean";
-    info->dim = m->model.n_embd;
+    info->pooling = poolings[m->model.pooling];
+    info->reranks = m->model.pooling == POOLING_RANK;
+    info->embeds = !info->reranks;
+    info->query_prompt = m->profile.query_prompt;
+    info->document_prompt = m->profile.document_prompt;
+    info->dims = m->profile.dims;
+    info->dim = model_dim(&m->model);
     info->context = m->model.n_ctx;
     info->n_threads = pool_threads(m->pool);
+    info->bytes = model_fast_bytes(m->fast) + m->model.token_embd->bytes;
     return 0;
 }
 
 /* The tokenizer fits the model. */
 static int check_vocabulary(struct embedder *m, struct err *e)
 {
-    const struct tokenizer_frame *frame = tokenizer_frame(m->tokenizer);
-    m->n_frame = frame->n_before + frame->n_after;
     if (tokenizer_n_vocab(m->tokenizer) > m->model.n_vocab)
         return err_set(e, KITH_EFORMAT, "the tokenizer has %u tokens, the model only %u",
                        tokenizer_n_vocab(m->tokenizer), m->model.n_vocab);
-    if (m->model.n_ctx <= m->n_frame)
-        return err_set(e, KITH_EFORMAT, "a context of %u tokens holds no text", m->model.n_ctx);
+    if (m->model.pooling == POOLING_RANK && !framing_has_pairs(&m->framing))
+        return err_set(e, KITH_EUNSUPPORTED,
+                       "the model ranks pairs of texts, for which its tokenizer '%s' has no "
+                       "frame",
+                       tokenizer_model(m->tokenizer));
     return 0;
 }
 
@@ -99,7 +111,7 @@ static int start_scheduler(struct embedder *m, const struct embedder_options *o,
     if (tokens < m->model.n_ctx)
         tokens = m->model.n_ctx;
     m->info.batch_tokens = tokens;
-    struct scheduler_options options = {.dim = m->model.n_embd,
+    struct scheduler_options options = {.dim = model_dim(&m->model),
                                         .batch_tokens = tokens,
                                         .batch_wait_us = o->batch_wait_us,
                                         .max_queue_tokens = o->max_queue_tokens,
@@ -120,12 +132,17 @@ static int open_parts(struct embedder *m, const char *path, const struct embedde
     int rc;
     if ((rc = gguf_open(&m->gguf, path, e)))
         return rc;
+    copy_name(&m->info, m->gguf, path);
     if ((rc = model_bind(&m->model, m->gguf, e)) ||
-        (rc = tokenizer_new(&m->tokenizer, m->gguf, e)) || (rc = check_vocabulary(m, e)))
+        (rc = tokenizer_new(&m->tokenizer, m->gguf, e)) ||
+        (rc = profile_load(&m->profile, m->gguf, &m->model, m->info.name, e)) ||
+        (rc = framing_init(&m->framing, m->tokenizer, &m->profile, m->model.n_ctx, e)) ||
+        (rc = check_vocabulary(m, e)))
         return err_wrap(e, "%s", path), rc;
     if ((rc = model_fast_new(&m->fast, &m->model, o->precision, e)) ||
-        (rc = pool_new(&m->pool, threads_of(o), e)) || (rc = describe(m, path, e)))
+        (rc = pool_new(&m->pool, threads_of(o), e)) || (rc = describe(m, e)))
         return rc;
+    gguf_forget_pages(m->gguf);
     return start_scheduler(m, o, e);
 }
 
@@ -153,6 +170,8 @@ void embedder_close(struct embedder *m)
         pool_free(m->pool);
     if (m->fast)
         model_fast_free(m->fast);
+    framing_deinit(&m->framing);
+    profile_deinit(&m->profile);
     tokenizer_free(m->tokenizer);
     model_unbind(&m->model);
     gguf_close(m->gguf);
@@ -176,96 +195,52 @@ void embedder_stats(struct embedder *m, struct scheduler_stats *out)
 
 /* --- submit --- */
 
-/* The sequences of a request as they are made. */
-struct sequences {
-    int32_t *ids;
-    size_t n_ids, capacity;
-    uint32_t *offsets;
-};
-
-static int make_room(struct sequences *q, size_t n, struct err *e)
+/* The sequences, whole or not, to the scheduler; they are freed. */
+static int submit(struct embedder *m, struct sequences *q, int rc,
+                  void (*done)(void *arg, const struct scheduler_result *result), void *arg,
+                  struct err *e)
 {
-    if (n <= q->capacity - q->n_ids)
-        return 0;
-    size_t capacity = q->capacity ? q->capacity * 2 : 256;
-    while (capacity < q->n_ids + n)
-        capacity *= 2;
-    int32_t *ids = mem_realloc_n(q->ids, capacity, sizeof *ids);
-    if (!ids)
-        return err_set(e, KITH_ENOMEM, "out of memory for the texts' tokens");
-    q->ids = ids;
-    q->capacity = capacity;
-    return 0;
-}
-
-/* The ids of text i behind those of the frame that stand before it; *n is how many it has. Most
- * texts have no more tokens than bytes; where a normaliser made more of it, room for a whole
- * context is enough: past that the tokenizer only counts. */
-static int encode_text(struct embedder *m, const struct embedder_text *text,
-                       struct sequences *q, size_t room, size_t *n, struct err *e)
-{
-    const uint32_t before = tokenizer_frame(m->tokenizer)->n_before;
-    size_t most = text->n < room ? text->n : room;
-    for (;;) {
-        int rc = make_room(q, most + m->n_frame, e);
-        if (!rc)
-            rc = tokenizer_encode(m->tokenizer, text->p, text->n, q->ids + q->n_ids + before,
-                                  most, n, e);
-        if (rc || *n <= most || most == room)
-            return rc;
-        most = room;
-    }
-}
-
-/* Appends the sequence of text i (from 0). */
-static int add_text(struct embedder *m, const struct embedder_request *request, uint32_t i,
-                    struct sequences *q, struct err *e)
-{
-    const struct embedder_text *text = &request->texts[i];
-    if (text->n == 0)
-        return err_set(e, KITH_EINVAL, "text %u is empty", i + 1);
-    const struct tokenizer_frame *frame = tokenizer_frame(m->tokenizer);
-    const size_t context = m->model.n_ctx, room = context - m->n_frame;
-    size_t n;
-    int rc = encode_text(m, text, q, room, &n, e);
-    if (rc)
-        return err_wrap(e, "text %u", i + 1), rc;
-    if (n > room && !request->truncate)
-        return err_set(
-            e, KITH_EINVAL,
-            "text %u has %zu tokens, the model takes %zu: shorten it or give TRUNCATE", i + 1,
-            n + m->n_frame, context);
-    if (n > room)
-        n = room;
-    int32_t *ids = q->ids + q->n_ids;
-    memcpy(ids, frame->before, frame->n_before * sizeof *ids);
-    memcpy(ids + frame->n_before + n, frame->after, frame->n_after * sizeof *ids);
-    q->n_ids += n + m->n_frame;
-    q->offsets[i + 1] = (uint32_t)q->n_ids;
-    return q->n_ids <= INT32_MAX ? 0
-                                 : err_set(e, KITH_ELIMIT, "the texts have too many tokens");
-}
-
-int embedder_submit(struct embedder *m, const struct embedder_request *request, struct err *e)
-{
-    if (request->n == 0)
-        return err_set(e, KITH_EINVAL, "a request without texts");
-    struct sequences q = {0};
-    q.offsets = mem_alloc_n((size_t)request->n + 1, sizeof *q.offsets);
-    int rc = q.offsets ? 0 : err_set(e, KITH_ENOMEM, "out of memory for %u texts", request->n);
-    if (!rc)
-        q.offsets[0] = 0;
-    for (uint32_t i = 0; i < request->n && !rc; i++)
-        rc = add_text(m, request, i, &q, e);
     if (!rc) {
-        struct scheduler_request sequences = {.ids = q.ids,
-                                              .offsets = q.offsets,
-                                              .n = request->n,
-                                              .done = request->done,
-                                              .arg = request->arg};
-        rc = scheduler_submit(m->scheduler, &sequences, e);
+        struct scheduler_request request = {.ids = q->ids,
+                                            .offsets = q->offsets,
+                                            .splits = m->info.reranks ? q->splits : NULL,
+                                            .n = q->n,
+                                            .done = done,
+                                            .arg = arg};
+        rc = scheduler_submit(m->scheduler, &request, e);
     }
-    mem_free(q.ids);
-    mem_free(q.offsets);
+    sequences_deinit(q);
     return rc;
+}
+
+int embedder_submit(struct embedder *m, const struct embedder_request *r, struct err *e)
+{
+    struct sequences q;
+    if (!m->info.embeds)
+        return err_set(e, KITH_EUNSUPPORTED,
+                       "model '%s' ranks documents and gives no vectors: it is for RERANK",
+                       m->info.name);
+    if (r->n == 0)
+        return err_set(e, KITH_EINVAL, "a request without texts");
+    int rc = sequences_init(&q, r->n, e);
+    for (uint32_t i = 0; i < r->n && !rc; i++)
+        rc = framing_add_text(&m->framing, r->role, r->texts[i], i + 1, r->truncate, &q, e);
+    return submit(m, &q, rc, r->done, r->arg, e);
+}
+
+int embedder_rerank(struct embedder *m, const struct embedder_rerank_request *r, struct err *e)
+{
+    struct sequences q;
+    if (!m->info.reranks)
+        return err_set(e, KITH_EUNSUPPORTED,
+                       "model '%s' gives vectors and ranks no documents: RERANK takes a "
+                       "reranker",
+                       m->info.name);
+    if (r->n == 0)
+        return err_set(e, KITH_EINVAL, "a request without documents");
+    int rc = sequences_init(&q, r->n, e);
+    for (uint32_t i = 0; i < r->n && !rc; i++)
+        rc =
+            framing_add_pair(&m->framing, r->query, r->documents[i], i + 1, r->truncate, &q, e);
+    return submit(m, &q, rc, r->done, r->arg, e);
 }

@@ -1,11 +1,7 @@
 #pragma once
-/* Text to vectors: one model file with its tokenizer, its forward pass and its scheduler,
- * behind two functions. It knows no protocol and no socket.
- *
- * A text becomes its pieces in the tokenizer's frame, [CLS] pieces [SEP] or what the model has
- * in their place. One that is longer than the model's context is refused, or, when the caller
- * asked for it, cut: the first pieces that the context holds, with the frame whole. An empty
- * text is refused; one of nothing but spaces has the tokens of the frame.
+/* Texts to vectors, and pairs of texts to scores: one model file with its tokenizer, its
+ * forward pass and its scheduler, behind two functions. It knows no protocol and no socket. How
+ * texts become tokens says engine/framing.h.
  *
  * Owns: the model file's map, a thread, and a compute pool. Thread: all functions from any
  * thread but open and close; callbacks come on the scheduler's thread. */
@@ -14,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/bytes.h"
+#include "engine/framing.h"
 #include "engine/model.h"
 #include "engine/scheduler.h"
 
@@ -33,19 +31,29 @@ struct embedder_info {
     char name[128];
     char hash[33]; /* XXH3-128 of the model file */
     /* type: of most bytes of the layers' matrices, and " mixed" where there are others */
-    char arch[16], type[16], precision[16], kernels[16];
-    const char *pooling; /* "mean" or "cls" */
+    char arch[MODEL_ARCH_MAX], type[16], precision[16], kernels[16];
+    const char *pooling; /* "mean", "cls", "last" or "rank" */
+    bool embeds, reranks;
+    const char *query_prompt, *document_prompt, *dims; /* see engine/profile.h */
     uint32_t dim, context, batch_tokens;
     unsigned n_threads;
-};
-
-struct embedder_text {
-    const char *p;
-    size_t n;
+    size_t bytes; /* that stay in memory: packed weights, tables, the rows of tokens */
 };
 
 struct embedder_request {
-    const struct embedder_text *texts;
+    const struct slice *texts;
+    uint32_t n;
+    bool truncate;
+    enum embedder_role role; /* whose words are put before each text */
+    void (*done)(void *arg, const struct scheduler_result *result);
+    void *arg;
+};
+
+/* The query against each document; the result has n x 1 scores, as the model's head gives them:
+ * larger is nearer, and 1 / (1 + exp(-score)) is what its makers call a probability. */
+struct embedder_rerank_request {
+    struct slice query;
+    const struct slice *documents;
     uint32_t n;
     bool truncate;
     void (*done)(void *arg, const struct scheduler_result *result);
@@ -63,7 +71,10 @@ const struct tokenizer *embedder_tokenizer(const struct embedder *m);
 
 /* Tokenizes on the caller's thread and queues; texts need not live on. When it returns 0, done
  * is called exactly once; otherwise never. KITH_EINVAL and KITH_ELIMIT: the request is wrong,
- * the message names the text (counted from 1) and what would be right. KITH_EBUSY: the queue is
+ * the message names the text (counted from 1) and what would be right. KITH_EUNSUPPORTED: the
+ * model gives scores and no vectors, or the other way. KITH_EBUSY: the queue is
  * full. */
 int embedder_submit(struct embedder *m, const struct embedder_request *request, struct err *e);
+int embedder_rerank(struct embedder *m, const struct embedder_rerank_request *request,
+                    struct err *e);
 void embedder_stats(struct embedder *m, struct scheduler_stats *out);

@@ -394,6 +394,12 @@ size_t gguf_bytes(const struct gguf *g)
     return g->bytes;
 }
 
+void gguf_forget_pages(const struct gguf *g)
+{
+    if (!g->copy)
+        file_map_forget(&g->map);
+}
+
 void gguf_hash(const struct gguf *g, char out[33])
 {
     hash128_hex(g->data, g->bytes, out);

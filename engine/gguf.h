@@ -66,6 +66,10 @@ size_t gguf_bytes(const struct gguf *g);
  * Reads the file once through. */
 void gguf_hash(const struct gguf *g, char out[33]);
 
+/* Lets the system take back the pages of the map that were read until now; they come again
+ * where they are needed. For after the weights were packed. */
+void gguf_forget_pages(const struct gguf *g);
+
 size_t gguf_n_tensors(const struct gguf *g);
 const struct tensor *gguf_tensor_at(const struct gguf *g, size_t i); /* in the file's order */
 const struct tensor *gguf_tensor(const struct gguf *g, const char *name); /* NULL: not there */

@@ -33,6 +33,7 @@ struct request {
     bool answered;     /* or about to be */
     uint32_t *order;   /* n: sequence numbers, the longest first */
     uint32_t *offsets; /* n + 1 */
+    uint32_t *splits;  /* n, or NULL */
     int32_t *ids;      /* n_tokens */
     float *vectors;    /* n x dim */
 };
@@ -56,7 +57,7 @@ struct scheduler {
      * has at most batch_tokens sequences. */
     struct slot *slots;
     uint32_t n_slots;
-    uint32_t *offsets;
+    uint32_t *offsets, *splits;
     int32_t *ids;
     float *vectors;
 };
@@ -100,6 +101,7 @@ static void request_free(struct request *r)
         return;
     mem_free(r->order);
     mem_free(r->offsets);
+    mem_free(r->splits);
     mem_free(r->ids);
     mem_free(r->vectors);
     mem_free(r);
@@ -120,9 +122,11 @@ static struct request *request_new(const struct scheduler *s,
     r->n_tokens = from->offsets[from->n];
     r->order = mem_alloc_n(r->n, sizeof *r->order);
     r->offsets = mem_dup(from->offsets, ((size_t)r->n + 1) * sizeof *r->offsets);
+    r->splits = from->splits ? mem_dup(from->splits, r->n * sizeof *r->splits) : NULL;
     r->ids = mem_dup(from->ids, (size_t)r->n_tokens * sizeof *r->ids);
     r->vectors = mem_alloc_n(floats, sizeof *r->vectors);
-    if (!r->order || !r->offsets || !r->ids || !r->vectors || sort_order(r)) {
+    if (!r->order || !r->offsets || (from->splits && !r->splits) || !r->ids || !r->vectors ||
+        sort_order(r)) {
         request_free(r);
         return NULL;
     }
@@ -200,13 +204,18 @@ static void take_batch(struct scheduler *s, struct model_batch *batch)
     for (uint32_t i = 0; i < s->n_slots; i++) {
         const struct slot *slot = &s->slots[i];
         const int32_t *ids = slot->request->ids + slot->request->offsets[slot->sequence];
+        const uint32_t *splits = slot->request->splits;
         s->offsets[i] = at;
+        s->splits[i] = splits ? splits[slot->sequence] : UINT32_MAX;
         memcpy(s->ids + at, ids, slot->n_tokens * sizeof *ids);
         at += slot->n_tokens;
     }
     s->offsets[s->n_slots] = at;
-    *batch = (struct model_batch){
-        .ids = s->ids, .offsets = s->offsets, .n_texts = s->n_slots, .n_tokens = n_tokens};
+    *batch = (struct model_batch){.ids = s->ids,
+                                  .offsets = s->offsets,
+                                  .n_texts = s->n_slots,
+                                  .n_tokens = n_tokens,
+                                  .splits = s->splits};
     struct batching_event event = {
         .kind = BATCHING_TAKEN, .n_tokens = n_tokens, .n_requests = n_requests};
     batching_step(&s->batching, &event);
@@ -346,6 +355,7 @@ static void free_memory(struct scheduler *s)
 {
     mem_free(s->slots);
     mem_free(s->offsets);
+    mem_free(s->splits);
     mem_free(s->ids);
     mem_free(s->vectors);
     mem_free(s);
@@ -360,10 +370,12 @@ int scheduler_new(struct scheduler **out, const struct scheduler_options *option
         s->options = *options;
         s->slots = mem_alloc_n(options->batch_tokens, sizeof *s->slots);
         s->offsets = mem_alloc_n((size_t)options->batch_tokens + 1, sizeof *s->offsets);
+        s->splits = mem_alloc_n(options->batch_tokens, sizeof *s->splits);
         s->ids = mem_alloc_n(options->batch_tokens, sizeof *s->ids);
         s->vectors = mem_alloc_n(floats, sizeof *s->vectors);
     }
-    if (!s || !s->slots || !s->offsets || !s->ids || !s->vectors || init_lock(s)) {
+    if (!s || !s->slots || !s->offsets || !s->splits || !s->ids || !s->vectors ||
+        init_lock(s)) {
         if (s)
             free_memory(s);
         return err_set(e, KITH_ENOMEM, "out of memory for batches of %u tokens",

@@ -44,6 +44,7 @@ struct scheduler_result {
 struct scheduler_request {
     const int32_t *ids;
     const uint32_t *offsets; /* n + 1 */
+    const uint32_t *splits;  /* n: tokens before those of type 1; NULL: there are none */
     uint32_t n;              /* at least 1 */
     void (*done)(void *arg, const struct scheduler_result *result);
     void *arg;
@@ -60,9 +61,9 @@ int scheduler_new(struct scheduler **out, const struct scheduler_options *option
  * returned when this returns. */
 void scheduler_free(struct scheduler *s);
 
-/* Copies ids and offsets. When it returns 0, done is called exactly once; otherwise never.
- * Errors: KITH_EBUSY, KITH_ELIMIT (one request larger than the whole queue), KITH_EINVAL,
- * KITH_ENOMEM. */
+/* Copies ids, offsets and splits. When it returns 0, done is called exactly once; otherwise
+ * never. Errors: KITH_EBUSY, KITH_ELIMIT (one request larger than the whole queue),
+ * KITH_EINVAL, KITH_ENOMEM. */
 int scheduler_submit(struct scheduler *s, const struct scheduler_request *request,
                      struct err *e);
 void scheduler_stats(struct scheduler *s, struct scheduler_stats *out);

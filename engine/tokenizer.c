@@ -25,6 +25,7 @@ struct tokenizer {
     const struct vocabulary *vocabulary; /* the implementation's */
     int32_t unk;
     struct tokenizer_frame frame;
+    struct tokenizer_pair_frame pair; /* n_between 0: none */
 };
 
 /* --- WordPiece --- */
@@ -38,7 +39,9 @@ static int open_wordpiece(struct tokenizer *t, const struct gguf *g, struct err 
     t->impl = w;
     t->vocabulary = wordpiece_vocabulary(w);
     t->unk = wordpiece_unk(w);
-    t->frame = (struct tokenizer_frame){{wordpiece_cls(w)}, {wordpiece_sep(w)}, 1, 1};
+    int32_t cls = wordpiece_cls(w), sep = wordpiece_sep(w);
+    t->frame = (struct tokenizer_frame){{cls}, {sep}, 1, 1};
+    t->pair = (struct tokenizer_pair_frame){{cls}, {sep}, {sep}, 1, 1, 1};
     return 0;
 }
 
@@ -86,6 +89,10 @@ static int open_unigram(struct tokenizer *t, const struct gguf *g, struct err *e
     if (!rc)
         rc = load_frame_token(t->vocabulary, g, "tokenizer.ggml.add_eos_token", true,
                               "tokenizer.ggml.eos_token_id", 1, &f->after[0], &f->n_after, e);
+    if (f->n_before && f->n_after) {
+        int32_t bos = f->before[0], eos = f->after[0];
+        t->pair = (struct tokenizer_pair_frame){{bos}, {eos, eos}, {eos}, 1, 2, 1};
+    }
     return rc;
 }
 
@@ -168,6 +175,25 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n_bytes
 const struct tokenizer_frame *tokenizer_frame(const struct tokenizer *t)
 {
     return &t->frame;
+}
+
+const struct tokenizer_pair_frame *tokenizer_pair_frame(const struct tokenizer *t)
+{
+    return t->pair.n_between ? &t->pair : NULL;
+}
+
+int tokenizer_special(const struct tokenizer *t, const char *text, size_t n, int32_t *id)
+{
+    const struct vocabulary *v = t->vocabulary;
+    for (uint32_t i = 0; i < v->n; i++) {
+        size_t length;
+        const char *token = vocabulary_token(v, (int32_t)i, &length);
+        if (v->type[i] == TOKEN_CONTROL && length == n && memcmp(token, text, n) == 0) {
+            *id = (int32_t)i;
+            return 0;
+        }
+    }
+    return KITH_ENOTFOUND;
 }
 
 const char *tokenizer_model(const struct tokenizer *t)

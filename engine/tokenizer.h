@@ -25,6 +25,17 @@ struct tokenizer_frame {
     uint32_t n_before, n_after;
 };
 
+/* What stands around the two texts of a pair that a cross-encoder ranks, and between them:
+ *   bert   [CLS] a [SEP] b [SEP]
+ *   t5     <s> a </s></s> b </s> */
+enum { TOKENIZER_BETWEEN_MAX = 2 };
+
+struct tokenizer_pair_frame {
+    int32_t before[TOKENIZER_FRAME_MAX], between[TOKENIZER_BETWEEN_MAX],
+        after[TOKENIZER_FRAME_MAX];
+    uint32_t n_before, n_between, n_after;
+};
+
 /* Errors: KITH_EUNSUPPORTED where the model is another kind (the message has its name and those
  * that are known), KITH_EFORMAT, KITH_ELIMIT, KITH_ENOTFOUND (a key is missing), KITH_ENOMEM.
  */
@@ -38,6 +49,12 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n_bytes
                      size_t max_ids, size_t *n_ids, struct err *e);
 
 const struct tokenizer_frame *tokenizer_frame(const struct tokenizer *t);
+/* NULL: this kind of tokenizer has no frame for pairs. */
+const struct tokenizer_pair_frame *tokenizer_pair_frame(const struct tokenizer *t);
+/* The control token of this text, for words that the program says and no text can;
+ * KITH_ENOTFOUND.
+ */
+int tokenizer_special(const struct tokenizer *t, const char *text, size_t n, int32_t *id);
 const char *tokenizer_model(const struct tokenizer *t); /* "bert", "t5" */
 uint32_t tokenizer_n_vocab(const struct tokenizer *t);
 int32_t tokenizer_unk(const struct tokenizer *t);

@@ -176,7 +176,7 @@ static void print_vector(void *arg, const struct scheduler_result *result)
 static int embed_once(struct embedder *m, const char *text, struct err *e)
 {
     struct printed p = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
-    const struct embedder_text t = {.p = text, .n = strlen(text)};
+    const struct slice t = {.p = text, .n = strlen(text)};
     const struct embedder_request request = {
         .texts = &t, .n = 1, .done = print_vector, .arg = &p};
     int rc = embedder_submit(m, &request, e);
@@ -362,11 +362,11 @@ static int submit(struct service *s, struct ticket *t, const struct resp_request
                   struct err *e)
 {
     uint32_t n = (uint32_t)q->argc - 3;
-    struct embedder_text *texts = mem_alloc_n(n, sizeof *texts);
+    struct slice *texts = mem_alloc_n(n, sizeof *texts);
     if (!texts)
         return err_set(e, KITH_ENOMEM, "out of memory for %u texts", n);
     for (uint32_t i = 0; i < n; i++)
-        texts[i] = (struct embedder_text){.p = q->argv[i + 3].p, .n = q->argv[i + 3].n};
+        texts[i] = (struct slice){.p = q->argv[i + 3].p, .n = q->argv[i + 3].n};
     const struct embedder_request request = {.texts = texts,
                                              .n = n,
                                              .truncate =

@@ -48,11 +48,12 @@ static void on_done(void *arg, const struct scheduler_result *r)
 static int embed(struct answer *a, const char *const *texts, uint32_t n, bool truncate,
                  struct err *e)
 {
-    struct embedder_text list[8];
+    struct slice list[8];
     memset(a, 0, sizeof *a);
     for (uint32_t i = 0; i < n; i++)
-        list[i] = (struct embedder_text){texts[i], strlen(texts[i])};
-    const struct embedder_request q = {list, n, truncate, on_done, a};
+        list[i] = (struct slice){texts[i], strlen(texts[i])};
+    const struct embedder_request q = {
+        .texts = list, .n = n, .truncate = truncate, .done = on_done, .arg = a};
     int rc = embedder_submit(embedder, &q, e);
     for (int i = 0; !rc && i < 200000 && !atomic_load(&a->calls); i++)
         clock_sleep_us(500);
