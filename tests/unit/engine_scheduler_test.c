@@ -54,11 +54,12 @@ static int fake_forward(void *context, const struct model_batch *batch, float *v
         for (uint32_t i = batch->offsets[t]; i < batch->offsets[t + 1]; i++)
             sum += (float)batch->ids[i];
         for (uint32_t d = 0; d < DIM; d++)
-            vectors[t * DIM + d] = d == 0   ? (float)batch->ids[batch->offsets[t]]
-                                   : d == 1 ? sum
-                                   : d == 2 ? (float)n
-                                   : nan    ? NAN
-                                            : 0;
+            vectors[t * DIM + d] = d == 0           ? (float)batch->ids[batch->offsets[t]]
+                                   : d == 1         ? sum
+                                   : d == 2         ? (float)n
+                                   : d == 3 && !nan ? (float)(batch->splits[t] + 1)
+                                   : nan            ? NAN
+                                                    : 0;
     }
     return 0;
 }
@@ -101,14 +102,21 @@ struct asked {
     atomic_bool right;
 };
 
+/* Every other request has texts of two types, the others go without. */
+static bool has_splits(int32_t mark)
+{
+    return mark % 200 == 100;
+}
+
 static void on_done(void *arg, const struct scheduler_result *r)
 {
     struct asked *a = arg;
     bool right = r->n == a->n && r->dim == DIM && r->n_tokens == a->n_tokens;
     for (uint32_t i = 0; i < a->n && !r->code; i++) {
         const float *v = r->vectors + (size_t)i * DIM;
-        right =
-            right && (int32_t)v[0] == a->mark + (int32_t)i && (uint32_t)v[2] == a->lengths[i];
+        right = right && (int32_t)v[0] == a->mark + (int32_t)i &&
+                (uint32_t)v[2] == a->lengths[i] &&
+                (uint32_t)v[3] == (has_splits(a->mark) ? a->lengths[i] / 2 + 1 : 0);
     }
     atomic_store(&a->right, right);
     atomic_store(&a->code, r->code);
@@ -119,7 +127,7 @@ static int ask(struct scheduler *s, struct asked *a, int32_t mark, uint32_t n,
                const uint32_t *lengths, struct err *e)
 {
     int32_t ids[16 * BATCH_TOKENS] = {0};
-    uint32_t offsets[17] = {0};
+    uint32_t offsets[17] = {0}, splits[16];
     memset(a, 0, sizeof *a);
     a->mark = mark;
     a->n = n;
@@ -127,9 +135,11 @@ static int ask(struct scheduler *s, struct asked *a, int32_t mark, uint32_t n,
         a->lengths[i] = lengths[i];
         ids[offsets[i]] = mark + (int32_t)i;
         offsets[i + 1] = offsets[i] + lengths[i];
+        splits[i] = lengths[i] / 2;
     }
     a->n_tokens = offsets[n];
-    const struct scheduler_request q = {ids, offsets, n, on_done, a};
+    const struct scheduler_request q = {ids, offsets, has_splits(mark) ? splits : NULL,
+                                        n,   on_done, a};
     return scheduler_submit(s, &q, e);
 }
 
