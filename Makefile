@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := all
 #
 # VARIANT=release (default) | asan | tsan   each has its own tree below build/
+# ARCH=aarch64 CC=aarch64-linux-gnu-gcc AR=aarch64-linux-gnu-ar   builds for ARM, below build/arm64
 # V=1 shows the commands.
 
 VARIANT ?= release
@@ -12,8 +13,12 @@ JOBS ?= $(shell nproc)
 Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(filter 1,$(V)),,@printf '  %-8s %s\n' '$(1)' '$(2)')
 
+MACHINE := $(shell uname -m)
+ARCH := $(MACHINE)
+FOREIGN := $(filter-out $(MACHINE),$(ARCH))
+
 ROOMS := base protocol storage index engine replication server
-BUILD := $(if $(filter release,$(VARIANT)),build,build/$(VARIANT))
+BUILD := build$(FOREIGN:%=/$(ARCH:aarch64=arm64))$(patsubst %,/%,$(filter-out release,$(VARIANT)))
 OBJ := $(BUILD)/obj
 BIN := $(BUILD)/bin
 TESTBIN := $(BUILD)/tests
@@ -57,7 +62,6 @@ PLAIN_SRC := $(filter-out $(PROGRAM_SRC) $(KERNEL_SRC),$(SRC))
 TOOL_SRC := $(filter-out $(PROGRAM_SRC),$(wildcard tools/*.c))
 HEADERS := $(wildcard $(addsuffix /*.h,$(ROOMS) tools tests/unit tests/fuzz bench))
 
-ARCH := $(shell uname -m)
 ifeq ($(ARCH),x86_64)
 ISAS := scalar avx2 avx512
 else
@@ -189,13 +193,13 @@ $(foreach i,$(ISAS),$(eval $(call KERNEL_RULE,$(i))))
 define ROOM_RULE
 $(OBJ)/lib$(1).a: $(call room_objects,$(1))
 	$$(call say,AR,$$@)
-	$(Q)rm -f $$@ && ar rcs $$@ $$^
+	$(Q)rm -f $$@ && $(AR) rcs $$@ $$^
 endef
 $(foreach r,$(ROOMS),$(eval $(call ROOM_RULE,$(r))))
 # What tools share, for their tests.
 $(OBJ)/libtools.a: $(patsubst %.c,$(OBJ)/%.o,$(TOOL_SRC))
 	$(call say,AR,$@)
-	$(Q)rm -f $@ && ar rcs $@ $^
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
 
 # Programs stand on the roof and may link every room.
 define PROGRAM_RULE

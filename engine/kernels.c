@@ -3,12 +3,18 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 
 extern const struct product_kernels product_kernels_scalar;
 extern const struct row_kernels row_kernels_scalar;
 #if defined(__x86_64__)
 extern const struct product_kernels product_kernels_avx2, product_kernels_avx512;
 extern const struct row_kernels row_kernels_avx2, row_kernels_avx512;
+#elif defined(__aarch64__)
+extern const struct product_kernels product_kernels_neon;
+extern const struct row_kernels row_kernels_neon;
 #endif
 
 static bool always(void)
@@ -29,6 +35,13 @@ static bool has_avx512(void)
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
+#elif defined(__aarch64__)
+/* What the Makefile's -march for this set allows the compiler. */
+static bool has_neon(void)
+{
+    unsigned long needed = HWCAP_ASIMDDP | HWCAP_FPHP | HWCAP_ASIMDHP;
+    return (getauxval(AT_HWCAP) & needed) == needed;
+}
 #endif
 
 /* Best first. */
@@ -39,6 +52,8 @@ static const struct candidate {
 #if defined(__x86_64__)
     {{"avx512", &product_kernels_avx512, &row_kernels_avx512}, has_avx512},
     {{"avx2", &product_kernels_avx2, &row_kernels_avx2}, has_avx2},
+#elif defined(__aarch64__)
+    {{"neon", &product_kernels_neon, &row_kernels_neon}, has_neon},
 #endif
     {{"scalar", &product_kernels_scalar, &row_kernels_scalar}, always},
 };

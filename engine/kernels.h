@@ -3,9 +3,10 @@
  *
  * A table of plain functions: products of packed matrices, and the operations on one row of
  * activations that stand between products. They know no model, allocate nothing, cannot fail.
- * `*_kernels.c` is compiled for scalar, AVX2 and AVX-512 (with VNNI); engine_kernels() picks
- * one table at start from what the processor has. KITH_KERNELS=scalar|avx2|avx512 asks for one
- * by name. The scalar variant is the oracle of the others.
+ * `*_kernels.c` is compiled for scalar and, on x86, AVX2 and AVX-512 (with VNNI), on ARM NEON
+ * (ARMv8.2 with the dot products and half precision); engine_kernels() picks one table at start
+ * from what the processor has. KITH_KERNELS=scalar|avx2|avx512|neon asks for one by name. The
+ * scalar variant is the oracle of the others.
  *
  * A packed matrix is cut into panels of P = `panel` output columns (two vectors). k runs down:
  *

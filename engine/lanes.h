@@ -3,8 +3,8 @@
  *
  * Only the kernel files include this. It gives them a handful of operations on `vf` (LANES
  * floats) and `vi` (LANES 32-bit integers), so that everything that is not bound to one
- * instruction is written once. AVX-512 has 16 lanes, AVX2 8, everything else 1: the scalar
- * variant is then the plain formula, element by element, and serves as the oracle of the
+ * instruction is written once. AVX-512 has 16 lanes, AVX2 8, NEON 4, everything else 1: the
+ * scalar variant is then the plain formula, element by element, and serves as the oracle of the
  * others.
  *
  * SIMDe 0.7.4 lacks the 512-bit int-to-float conversion and the horizontal sums; they are made
@@ -202,6 +202,91 @@ KERNEL_INLINE void vi_store_words(int16_t *p, vi v) /* each lane in -32768 .. 32
                                                simde_mm256_extracti128_si256(v, 1)));
 }
 
+#elif defined(KITH_ISA_neon)
+#include <simde/arm/neon.h>
+
+#define LANES 4
+#define vf simde_float32x4_t
+#define vi simde_int32x4_t
+
+KERNEL_INLINE vf vf_load(const float *p)
+{
+    return simde_vld1q_f32(p);
+}
+KERNEL_INLINE void vf_store(float *p, vf v)
+{
+    simde_vst1q_f32(p, v);
+}
+KERNEL_INLINE vf vf_set(float x)
+{
+    return simde_vdupq_n_f32(x);
+}
+KERNEL_INLINE vf vf_add(vf a, vf b)
+{
+    return simde_vaddq_f32(a, b);
+}
+KERNEL_INLINE vf vf_sub(vf a, vf b)
+{
+    return simde_vsubq_f32(a, b);
+}
+KERNEL_INLINE vf vf_mul(vf a, vf b)
+{
+    return simde_vmulq_f32(a, b);
+}
+KERNEL_INLINE vf vf_fma(vf a, vf b, vf c)
+{
+    return simde_vfmaq_f32(c, a, b);
+}
+/* Of a number and what is none the number: as elsewhere when the number comes second, which is
+ * how a bound is written. */
+KERNEL_INLINE vf vf_min(vf a, vf b)
+{
+    return simde_vminnmq_f32(a, b);
+}
+KERNEL_INLINE vf vf_max(vf a, vf b)
+{
+    return simde_vmaxnmq_f32(a, b);
+}
+KERNEL_INLINE vi vi_of_bits(vf v)
+{
+    return simde_vreinterpretq_s32_f32(v);
+}
+KERNEL_INLINE vf vf_of_bits(vi v)
+{
+    return simde_vreinterpretq_f32_s32(v);
+}
+KERNEL_INLINE vi vi_set(int32_t x)
+{
+    return simde_vdupq_n_s32(x);
+}
+KERNEL_INLINE vi vi_add(vi a, vi b)
+{
+    return simde_vaddq_s32(a, b);
+}
+KERNEL_INLINE vi vi_sub(vi a, vi b)
+{
+    return simde_vsubq_s32(a, b);
+}
+KERNEL_INLINE vi vi_shift_to_exponent(vi a)
+{
+    return simde_vshlq_n_s32(a, 23);
+}
+KERNEL_INLINE vf vf_of_vi(vi v)
+{
+    return simde_vcvtq_f32_s32(v);
+}
+KERNEL_INLINE void vi_store_bytes(uint8_t *p, vi v) /* each lane in 0 .. 255 */
+{
+    simde_int16x4_t words = simde_vqmovn_s32(v);
+    simde_uint8x8_t bytes = simde_vqmovun_s16(simde_vcombine_s16(words, words));
+    uint32_t four = simde_vget_lane_u32(simde_vreinterpret_u32_u8(bytes), 0);
+    memcpy(p, &four, sizeof four);
+}
+KERNEL_INLINE void vi_store_words(int16_t *p, vi v) /* each lane in -32768 .. 32767 */
+{
+    simde_vst1_s16(p, simde_vqmovn_s32(v));
+}
+
 #else
 
 #define LANES 1
@@ -291,8 +376,22 @@ KERNEL_INLINE void vi_store_words(int16_t *p, vi v) /* in -32768 .. 32767 */
 
 #endif
 
-/* Horizontal sum, maximum and minimum: halves down to four lanes, then a shuffle or two. */
-#if LANES > 1
+/* Horizontal sum, maximum and minimum: on x86 halves down to four lanes, then a shuffle or two.
+ */
+#if defined(KITH_ISA_neon)
+KERNEL_INLINE float vf_sum(vf v)
+{
+    return simde_vaddvq_f32(v);
+}
+KERNEL_INLINE float vf_largest(vf v)
+{
+    return simde_vmaxvq_f32(v);
+}
+KERNEL_INLINE float vf_smallest(vf v)
+{
+    return simde_vminvq_f32(v);
+}
+#elif LANES > 1
 KERNEL_INLINE simde__m128 lanes_fold(vf v, simde__m128 (*op)(simde__m128, simde__m128),
                                      simde__m256 (*wide)(simde__m256, simde__m256))
 {

@@ -24,7 +24,15 @@
  * AVX2 has no VPDPBUSD, and VPMADDUBSW saturates at 16 bits: 255 * 127 * 2 does not fit. So the
  * codes become signed (code - 128, within +-127), their sign moves to the weights, and
  * |w| * |code| * 2 <= 128 * 127 * 2 = 32512 fits. The difference of 128 is paid once a tile
- * through SIDE_SUM. */
+ * through SIDE_SUM.
+ *
+ * NEON's SDOT is signed on both sides, and its codes become signed in the same way. (USDOT,
+ * which takes them as they are, belongs to a later extension that few processors have yet; what
+ * it would save is one exclusive or for 8 SDOT.) SDOT, FMLA and SMLAL take a factor from any
+ * lane of a register, so a row is loaded 16 bytes at a time and no broadcast competes with the
+ * products for the vector pipes. There is no instruction for pairs of int16: they are taken
+ * apart into even and odd inputs, which one SMLAL each multiplies; that is the pace of the f32
+ * product. */
 
 #include "engine/kernels.h"
 #include "engine/lanes.h"
@@ -69,7 +77,26 @@ KERNEL_INLINE void f32_tile(const int rows, const float *a, size_t a_stride, con
         acc[r][0] = b0;
         acc[r][1] = b1;
     }
-    for (uint32_t i = 0; i < k; i++, panel += PANEL) {
+    uint32_t i = 0;
+#if defined(KITH_ISA_neon)
+    for (; i + LANES <= k; i += LANES) {
+        vf x[TILE_ROWS];
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++)
+            x[r] = vf_load(a + (size_t)r * a_stride + i);
+#pragma GCC unroll 4
+        for (int lane = 0; lane < LANES; lane++, panel += PANEL) {
+            vf w0 = vf_load(panel), w1 = vf_load(panel + LANES);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; r++) {
+                vf factor = vf_set(simde_vgetq_lane_f32(x[r], lane));
+                acc[r][0] = vf_fma(factor, w0, acc[r][0]);
+                acc[r][1] = vf_fma(factor, w1, acc[r][1]);
+            }
+        }
+    }
+#endif
+    for (; i < k; i++, panel += PANEL) {
         vf w0 = vf_load(panel), w1 = vf_load(panel + LANES);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
@@ -143,15 +170,55 @@ KERNEL_INLINE vi dot_add(vi acc, vi codes, vi w)
     return vi_add(acc, simde_mm256_madd_epi16(pairs, simde_mm256_set1_epi16(1)));
 }
 
+#elif defined(KITH_ISA_neon)
+
+enum { INT8_ROWS = 6, CODES_CENTER = 128, CODES_LOAD = 16 };
+
+KERNEL_INLINE simde_int8x16_t load_codes(const uint8_t *codes)
+{
+    simde_uint8x16_t x = simde_veorq_u8(simde_vld1q_u8(codes), simde_vdupq_n_u8(128));
+    return simde_vreinterpretq_s8_u8(x); /* code - 128 */
+}
+
 #else
 
 enum { INT8_ROWS = 1, CODES_CENTER = 0 };
 
 #endif
 
-#if LANES > 1
-/* Sums of one block for the tile: acc[r][v] = sum over 32 inputs of code * weight, as floats.
+/* Sums of one block for the tile: sums[r][v] = sum over 32 inputs of code * weight, as floats.
  */
+#if defined(KITH_ISA_neon)
+KERNEL_INLINE void int8_block(const int rows, const uint8_t *codes, size_t stride,
+                              const int8_t *w, vf sums[][2])
+{
+    vi acc[TILE_ROWS][2];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+        acc[r][0] = acc[r][1] = vi_set(0);
+#pragma GCC unroll 2
+    for (int k = 0; k < INT8_BLOCK; k += CODES_LOAD) {
+        simde_int8x16_t x[TILE_ROWS];
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++)
+            x[r] = load_codes(codes + (size_t)r * stride + k);
+#pragma GCC unroll 4
+        for (int lane = 0; lane < CODES_LOAD / 4; lane++, w += 4 * PANEL) {
+            simde_int8x16_t w0 = simde_vld1q_s8(w), w1 = simde_vld1q_s8(w + 4 * LANES);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; r++) {
+                acc[r][0] = simde_vdotq_laneq_s32(acc[r][0], w0, x[r], lane);
+                acc[r][1] = simde_vdotq_laneq_s32(acc[r][1], w1, x[r], lane);
+            }
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        sums[r][0] = vf_of_vi(acc[r][0]);
+        sums[r][1] = vf_of_vi(acc[r][1]);
+    }
+}
+#elif LANES > 1
 KERNEL_INLINE void int8_block(const int rows, const uint8_t *codes, size_t stride,
                               const int8_t *w, vf sums[][2])
 {
@@ -245,8 +312,61 @@ static void product_int8(const struct int8_rows *a, uint32_t first, uint32_t n_r
     }
 }
 
+#if defined(KITH_ISA_neon)
+enum { WORDS_LOAD = 8 };
+
+/* `pairs` pairs of inputs from x on, which holds those of each row. */
+KERNEL_INLINE void pairs_add(const int rows, const int pairs, const simde_int16x8_t *x,
+                             const int16_t *w, vi acc[][2])
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < pairs; i++, w += 2 * PANEL) {
+        simde_int16x8_t w0 = simde_vld1q_s16(w), w1 = simde_vld1q_s16(w + 2 * LANES);
+        simde_int16x8_t even = simde_vuzp1q_s16(w0, w1), odd = simde_vuzp2q_s16(w0, w1);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            int16_t first = simde_vgetq_lane_s16(x[r], 2 * i);
+            int16_t second = simde_vgetq_lane_s16(x[r], 2 * i + 1);
+            acc[r][0] = simde_vmlal_n_s16(acc[r][0], simde_vget_low_s16(even), first);
+            acc[r][1] = simde_vmlal_high_n_s16(acc[r][1], even, first);
+            acc[r][0] = simde_vmlal_n_s16(acc[r][0], simde_vget_low_s16(odd), second);
+            acc[r][1] = simde_vmlal_high_n_s16(acc[r][1], odd, second);
+        }
+    }
+}
+
+KERNEL_INLINE void int16_block(const int rows, const int16_t *a, size_t stride,
+                               const int16_t *w, uint32_t k, vf y[][2])
+{
+    vi acc[TILE_ROWS][2];
+    simde_int16x8_t x[TILE_ROWS];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+        acc[r][0] = acc[r][1] = vi_set(0);
+    uint32_t i = 0;
+    for (; i + WORDS_LOAD <= k; i += WORDS_LOAD, w += WORDS_LOAD * PANEL) {
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++)
+            x[r] = simde_vld1q_s16(a + (size_t)r * stride + i);
+        pairs_add(rows, WORDS_LOAD / 2, x, w, acc);
+    }
+    for (; i < k; i += 2, w += 2 * PANEL) {
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            int32_t two;
+            memcpy(&two, a + (size_t)r * stride + i, sizeof two);
+            x[r] = simde_vreinterpretq_s16_s32(vi_set(two));
+        }
+        pairs_add(rows, 1, x, w, acc);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        y[r][0] = vf_add(y[r][0], vf_of_vi(acc[r][0]));
+        y[r][1] = vf_add(y[r][1], vf_of_vi(acc[r][1]));
+    }
+}
+#elif LANES > 1
 /* One vector of weight pairs against one broadcast pair. */
-#if LANES > 1
 KERNEL_INLINE vi load_pairs(const int16_t *w)
 {
 #if LANES == 16
@@ -353,26 +473,49 @@ static void transpose_rest(const float *rows, size_t stride, uint32_t done, uint
 }
 
 #if LANES > 1
+/* Four rows of four floats become four columns. */
+#if defined(KITH_ISA_neon)
+KERNEL_INLINE void transpose_four(const float *from, size_t stride, float factor, float *to)
+{
+    simde_float32x4x2_t ab =
+        simde_vtrnq_f32(simde_vld1q_f32(from), simde_vld1q_f32(from + stride));
+    simde_float32x4x2_t cd =
+        simde_vtrnq_f32(simde_vld1q_f32(from + 2 * stride), simde_vld1q_f32(from + 3 * stride));
+    vf f = vf_set(factor);
+    for (int odd = 0; odd < 2; odd++) {
+        vf low = simde_vcombine_f32(simde_vget_low_f32(ab.val[odd]),
+                                    simde_vget_low_f32(cd.val[odd]));
+        vf high = simde_vcombine_f32(simde_vget_high_f32(ab.val[odd]),
+                                     simde_vget_high_f32(cd.val[odd]));
+        vf_store(to + odd * PANEL, vf_mul(low, f));
+        vf_store(to + (2 + odd) * PANEL, vf_mul(high, f));
+    }
+}
+#else
+KERNEL_INLINE void transpose_four(const float *from, size_t stride, float factor, float *to)
+{
+    simde__m128 f = simde_mm_set1_ps(factor);
+    simde__m128 a = simde_mm_mul_ps(simde_mm_loadu_ps(from), f);
+    simde__m128 b = simde_mm_mul_ps(simde_mm_loadu_ps(from + stride), f);
+    simde__m128 c = simde_mm_mul_ps(simde_mm_loadu_ps(from + 2 * stride), f);
+    simde__m128 d = simde_mm_mul_ps(simde_mm_loadu_ps(from + 3 * stride), f);
+    SIMDE_MM_TRANSPOSE4_PS(a, b, c, d);
+    simde_mm_storeu_ps(to, a);
+    simde_mm_storeu_ps(to + PANEL, b);
+    simde_mm_storeu_ps(to + 2 * PANEL, c);
+    simde_mm_storeu_ps(to + 3 * PANEL, d);
+}
+#endif
+
 /* Blocks of 4 x 4; returns how many rows are done, in all columns below width / 4 * 4. */
 static uint32_t transpose_blocks(const float *rows, size_t stride, uint32_t n, uint32_t width,
                                  float factor, float *panel)
 {
-    simde__m128 f = simde_mm_set1_ps(factor);
     uint32_t whole = n / 4 * 4;
     for (uint32_t j = 0; j < whole; j += 4)
-        for (uint32_t k = 0; k + 4 <= width; k += 4) {
-            const float *from = rows + (size_t)j * stride + k;
-            float *to = panel + (size_t)k * PANEL + j;
-            simde__m128 a = simde_mm_mul_ps(simde_mm_loadu_ps(from), f);
-            simde__m128 b = simde_mm_mul_ps(simde_mm_loadu_ps(from + stride), f);
-            simde__m128 c = simde_mm_mul_ps(simde_mm_loadu_ps(from + 2 * stride), f);
-            simde__m128 d = simde_mm_mul_ps(simde_mm_loadu_ps(from + 3 * stride), f);
-            SIMDE_MM_TRANSPOSE4_PS(a, b, c, d);
-            simde_mm_storeu_ps(to, a);
-            simde_mm_storeu_ps(to + PANEL, b);
-            simde_mm_storeu_ps(to + 2 * PANEL, c);
-            simde_mm_storeu_ps(to + 3 * PANEL, d);
-        }
+        for (uint32_t k = 0; k + 4 <= width; k += 4)
+            transpose_four(rows + (size_t)j * stride + k, stride, factor,
+                           panel + (size_t)k * PANEL + j);
     return whole;
 }
 #else

@@ -120,10 +120,13 @@ void code_decode(const struct code *c, const struct index_params *p, float *out)
 
 /* --- queries --- */
 
-static void bias(const int8_t *code, uint32_t dim, uint8_t *out)
+/* Codes as the query's side of a product (kernels.h), in place or not. */
+static void center(const struct vector_kernels *k, const int8_t *code, uint32_t dim,
+                   uint8_t *out)
 {
+    uint8_t by = (uint8_t)k->int8_center;
     for (uint32_t i = 0; i < dim; i++)
-        out[i] = (uint8_t)((uint8_t)code[i] ^ 0x80u);
+        out[i] = (uint8_t)((uint8_t)code[i] + by);
 }
 
 /* With floats against halves the query is not rounded; with int8 it is, for VNNI: the exact
@@ -137,7 +140,7 @@ void code_query_vector(struct code_query *q, const struct index_params *p, const
         /* In place: byte i is written after float i / 4 and all before it were read. */
         int32_t sum;
         q->scale = encode_int8(row, p->dim, (int8_t *)row, &sum) / 127.0f;
-        bias((const int8_t *)row, p->dim, (uint8_t *)row);
+        center(q->kernels, (const int8_t *)row, p->dim, (uint8_t *)row);
     } else if (p->quant == INDEX_BIN) {
         encode_bin(vector, p->dim, row);
     }
@@ -149,7 +152,7 @@ void code_query_code(struct code_query *q, const struct index_params *p, const s
     *q = (struct code_query){kernels_get(), p->quant, p->metric, p->dim, c->norm, 1, row};
     if (p->quant == INDEX_INT8) {
         q->scale = c->range / 127.0f;
-        bias((const int8_t *)c->bytes, p->dim, row);
+        center(q->kernels, (const int8_t *)c->bytes, p->dim, row);
     } else if (p->quant == INDEX_F16) {
         q->scale = c->range;
         vector_from_half((const uint16_t *)(const void *)c->bytes, p->dim, row);
@@ -184,7 +187,7 @@ static const void *row_of(const struct code *c)
 static inline float int8_distance(const struct code_query *q, const struct code *c,
                                   int32_t product)
 {
-    int32_t dot = product - 128 * code_meta_sum(code_meta_load(c));
+    int32_t dot = product - q->kernels->int8_center * code_meta_sum(code_meta_load(c));
     float cosine = (float)dot * (q->scale * (c->range / 127.0f));
     return by_metric(q, c, cosine, 1.0f - cosine);
 }
@@ -198,12 +201,12 @@ static void int8_distances(const struct code_query *q, const struct code *const 
         int32_t products[4];
         for (size_t k = 0; k < 4; k++)
             rows[k] = row_of(c[i + k]);
-        q->kernels->dot_u8i8_x4(q->row, rows, q->dim, products);
+        q->kernels->dot_i8_x4(q->row, rows, q->dim, products);
         for (size_t k = 0; k < 4; k++)
             out[i + k] = int8_distance(q, c[i + k], products[k]);
     }
     for (; i < n; i++)
-        out[i] = int8_distance(q, c[i], q->kernels->dot_u8i8(q->row, row_of(c[i]), q->dim));
+        out[i] = int8_distance(q, c[i], q->kernels->dot_i8(q->row, row_of(c[i]), q->dim));
 }
 
 static inline float f32_distance(const struct code_query *q, const struct code *c, float cosine)

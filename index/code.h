@@ -92,9 +92,10 @@ struct code_query {
     enum index_quant quant;
     enum index_metric metric;
     uint32_t dim;
-    float norm;      /* the length of the vector */
-    float scale;     /* what the row must be multiplied with to have length 1; bin: unused */
-    const void *row; /* f32, f16: floats; int8: code + 128 as unsigned bytes; bin: as stored */
+    float norm;  /* the length of the vector */
+    float scale; /* what the row must be multiplied with to have length 1; bin: unused */
+    /* f32, f16: floats; int8: code + the kernels' int8_center, a byte each; bin: as stored */
+    const void *row;
 };
 
 /* row: room for dim floats, which the query points into. */

@@ -202,5 +202,6 @@ size_t index_heap_bytes(const struct index *x); /* besides the arrays */
 int64_t index_check(struct index *x, void (*note)(void *arg, uint32_t slot, const char *what),
                     void *arg, struct err *e);
 
-/* Which kernels were chosen at start: "avx512", "avx2", "scalar"; KITH_KERNELS forces one. */
+/* Which kernels were chosen at start: "avx512", "avx2", "neon", "scalar"; KITH_KERNELS forces
+ * one. */
 const char *index_kernels_name(void);

@@ -16,11 +16,13 @@ struct vector_kernels {
     /* The sum of a[i] * b[i]. */
     float (*dot_f32)(const float *a, const float *b, size_t n);
     void (*dot_f32_x4)(const float *q, const float *const c[4], size_t n, float out[4]);
-    /* The sum of q[i] * c[i], q unsigned: int8 codes are multiplied as (a + 128) * b, which is
-     * the shape of the VNNI instruction; the caller takes 128 * sum(b) away. Exact: |result|
-     * stays below 255 * 127 * INDEX_DIM_MAX < 2^31. */
-    int32_t (*dot_u8i8)(const uint8_t *q, const int8_t *c, size_t n);
-    void (*dot_u8i8_x4)(const uint8_t *q, const int8_t *const c[4], size_t n, int32_t out[4]);
+    /* The sum of q[i] * c[i], where q[i] is an int8 code + int8_center. With 128 it is an
+     * unsigned byte, which is the shape of the VNNI instruction; with 0 the code as it is, for
+     * machines that multiply signed bytes. The caller takes int8_center * sum(c) away. Exact:
+     * |result| stays below 255 * 128 * INDEX_DIM_MAX < 2^31. */
+    int32_t int8_center;
+    int32_t (*dot_i8)(const uint8_t *q, const int8_t *c, size_t n);
+    void (*dot_i8_x4)(const uint8_t *q, const int8_t *const c[4], size_t n, int32_t out[4]);
     /* The sum of q[i] * c[i], c in half precision. */
     float (*dot_f16)(const float *q, const uint16_t *c, size_t n);
     void (*dot_f16_x4)(const float *q, const uint16_t *const c[4], size_t n, float out[4]);

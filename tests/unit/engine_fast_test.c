@@ -293,7 +293,7 @@ static double run_and_compare(const struct rig *m, enum model_precision precisio
 static void matches_the_reference(void **state)
 {
     (void)state;
-    static const char *const isas[] = {"scalar", "avx2", "avx512"};
+    static const char *const isas[] = {"scalar", "avx2", "avx512", "neon"};
     static const struct {
         uint32_t n_embd, n_heads, n_ff;
         enum pooling pooling;
@@ -306,7 +306,7 @@ static void matches_the_reference(void **state)
             rig_init(&m, q8 ? TENSOR_Q8_0 : TENSOR_F32, shapes[s].n_embd, shapes[s].n_heads,
                      shapes[s].n_ff, shapes[s].pooling);
             texts_fill(&texts, 8, &m.rng);
-            for (int i = 0; i < 3; i++) {
+            for (size_t i = 0; i < sizeof isas / sizeof isas[0]; i++) {
                 const struct engine_kernels *k;
                 if (engine_kernels_named(&k, isas[i], NULL) != 0)
                     continue;

@@ -11,7 +11,7 @@
 
 enum { SEED = 20, ROWS_MAX = 14, PANELS_MAX = 3, N_MAX = 1536 };
 
-static const char *const names[] = {"scalar", "avx2", "avx512"};
+static const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
 static struct rng rng;
 
 static float uniform(float from, float to)
@@ -417,7 +417,7 @@ static void check_softmax(const struct engine_kernels *k)
             for (uint32_t j = 0; j < n; j++)
                 x[j] = y[j] = j < real ? uniform(-ranges[i], ranges[i]) : -INFINITY;
             for (uint32_t j = 0; j < real; j++)
-                top = fmax(top, (double)x[j]);
+                top = (double)x[j] > top ? (double)x[j] : top;
             for (uint32_t j = 0; j < real; j++)
                 sum += exp((double)x[j] - top);
             double got = (double)k->row->softmax(y, n);
@@ -443,7 +443,7 @@ static void check_softmax_codes(const struct engine_kernels *k)
             for (uint32_t j = 0; j < n; j++)
                 x[j] = y[j] = j < real ? uniform(-ranges[i], ranges[i]) : -INFINITY;
             for (uint32_t j = 0; j < real; j++)
-                top = fmax(top, (double)x[j]);
+                top = (double)x[j] > top ? (double)x[j] : top;
             int16_t *codes = (int16_t *)(void *)y; /* in place, as it is used */
             double got = (double)k->row->softmax_codes(y, n, factor, codes);
             for (uint32_t j = 0; j < n; j++) {

@@ -121,7 +121,9 @@ int fallocate(int fd, int mode, off_t offset, off_t n)
 
 int rename(const char *from, const char *to)
 {
-    return fault_hits(FAULT_RENAME) ? -1 : (int)syscall(SYS_rename, from, to);
+    return fault_hits(FAULT_RENAME)
+               ? -1
+               : (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
 }
 
 int open(const char *path, int flags, ...)

@@ -119,7 +119,7 @@ int fallocate(int fd, int mode, off_t offset, off_t n)
 int rename(const char *from, const char *to)
 {
     pthread_mutex_lock(&ops_lock);
-    int rc = (int)syscall(SYS_rename, from, to);
+    int rc = (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
     const char *a = name_in(from), *b = name_in(to);
     if (a && b) {
         struct op *o = record(RENAME, -1);
@@ -133,7 +133,7 @@ int rename(const char *from, const char *to)
 int unlink(const char *path)
 {
     pthread_mutex_lock(&ops_lock);
-    int rc = (int)syscall(SYS_unlink, path);
+    int rc = (int)syscall(SYS_unlinkat, AT_FDCWD, path, 0);
     if (name_in(path))
         snprintf(record(UNLINK, -1)->from, NAME_BYTES, "%s", name_in(path));
     pthread_mutex_unlock(&ops_lock);
