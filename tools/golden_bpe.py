@@ -3,7 +3,7 @@
 
     python3 -m venv V && V/bin/pip install sentencepiece tokenizers protobuf
     V/bin/python tools/golden_bpe.py train TEXTS tests/golden/bpe
-    V/bin/python tools/golden_bpe.py record TEXTS tests/golden/bpe
+    V/bin/python tools/golden_bpe.py record tests/golden/bpe
     V/bin/python tools/golden_bpe.py check TEXTS N build/bin/bench-tokenizer
 
 TEXTS is any file of multilingual texts and code that end with NUL each. train makes two
@@ -12,15 +12,15 @@ with sentencepiece (as Llama 2's):
 
     vocabularies.json.xz   {"byte": {"tokens": [...], "merges": ["a b", ...]}, "spm": [[piece, score], ...]}
 
-record writes lines, half of them of TEXTS and half made from a fixed seed, with the ids that each
-published form of tokenizer (`oracles` below: normalizer, pre-tokenizer, model and added tokens as the
-models' tokenizer.json have them) gives, without its frame:
+record writes lines made from a fixed seed, with the ids that each published form of tokenizer
+(`oracles` below: normalizer, pre-tokenizer, model and added tokens as the models' tokenizer.json have
+them) gives, without its frame:
 
     lines.jsonl.xz         {"text": "...", "gpt-2": [...], "qwen2": [...], "llama": [...], ...}
 
-A form that gives the same as "gpt-2", or of the SentencePiece forms as "llama", is left out of its
-line. No line has a newline or a special token's text, which Hugging Face would take for the token.
-check compares N texts, newlines and all, for every form with the ids of the engine.
+A form that gives the same as that of bpe_tiny.BASES is left out of its line. No line has a newline or a special token's text, which Hugging Face would take for the token.
+check compares N texts, half of them of TEXTS and half made, newlines and all, for every form with the
+ids of the engine.
 """
 
 import json
@@ -184,27 +184,26 @@ def train(texts, out):
 
 
 def lines(rng, texts, v, n):
-    """Fixed ones, then half of the texts and half made."""
+    """Fixed ones, then made ones, half of all from texts where there are any."""
     pieces = [p for p, _ in v["spm"][259:]] + [" " + s for s in bpe_tiny.BYTE_FORMS["qwen2"]["user"]] + ["|||EMAIL_ADDRESS|||", "<table>"]
     found = FIXED + golden_xlmr.FIXED
     while len(found) < n:
-        text = rng.choice(texts)[:300] if rng.random() < 0.5 else golden_xlmr.line(rng, pieces)
-        found.append(text)
+        found.append(rng.choice(texts)[:2000] if texts and rng.random() < 0.5 else golden_xlmr.line(rng, pieces)[:36])
     return [t for t in found if not any(s in t for s in spelled_out())]
 
 
-def record(texts, out):
+def record(out):
     v = bpe_tiny.vocabularies()
     rng = random.Random(SEED)
     made = oracles(v)
     rows = []
-    for text in lines(rng, texts, v, N_LINES):
+    for text in lines(rng, [], v, N_LINES):
         row = {"text": text.replace("\n", "\r")}
         for name, t in made.items():
-            ids, base = t.encode(row["text"], add_special_tokens=False).ids, "llama" if name in bpe_tiny.SPM_FORMS else "gpt-2"
-            if name == base or ids != row[base]:
+            ids = t.encode(row["text"], add_special_tokens=False).ids
+            if ids != bpe_tiny.ids_of(row, name):
                 row[name] = ids
-        rows.append(json.dumps(row, separators=(",", ":")))
+        rows.append(json.dumps(row, separators=(",", ":"), ensure_ascii=False))
     print(f"{len(rows)} lines")
     golden_xlmr.write(out / "lines.jsonl.xz", "\n".join(rows) + "\n")
 
@@ -241,8 +240,8 @@ def check(texts, n, program):
 def main():
     if len(sys.argv) == 4 and sys.argv[1] == "train":
         train(texts_of(sys.argv[2]), pathlib.Path(sys.argv[3]))
-    elif len(sys.argv) == 4 and sys.argv[1] == "record":
-        record(texts_of(sys.argv[2]), pathlib.Path(sys.argv[3]))
+    elif len(sys.argv) == 3 and sys.argv[1] == "record":
+        record(pathlib.Path(sys.argv[2]))
     elif len(sys.argv) == 5 and sys.argv[1] == "check":
         sys.exit(1 if check(texts_of(sys.argv[2]), int(sys.argv[3]), sys.argv[4]) else 0)
     else:

@@ -56,6 +56,14 @@ def golden_lines():
     return [json.loads(row) for row in read("lines.jsonl.xz").split("\n") if row]
 
 
+# Where a line has no ids of a form, they are those of this one.
+BASES = {**{name: "gpt-2" for name in BYTE_FORMS}, "llama-merges": "llama", "gemma-merges": "gemma"}
+
+
+def ids_of(row, name):
+    return row.get(name, row.get(BASES.get(name)))
+
+
 def all_merges(pieces):
     """Every pair of pieces that makes a third, the best piece first, as converters to tokenizer.json
     write it for a SentencePiece model."""
