@@ -227,7 +227,7 @@ static size_t special_at(const struct tokenizer *t, const char *at, int32_t *id)
         return 0;
     const char *end = memchr(at, '>', strnlen(at, SPECIAL_BYTES));
     size_t n = end ? (size_t)(end - at) + 1 : 0;
-    return n && tokenizer_special(t, at, n, id) == 0 ? n : 0;
+    return n && tokenizer_special(t, at, n, id, NULL) == 0 ? n : 0;
 }
 
 static size_t part_at(const struct framing *f, const char *at, struct framing_part *part)
@@ -354,7 +354,7 @@ static int add_template_pair(const struct framing *f, struct slice query, struct
 
 bool framing_has_pairs(const struct framing *f)
 {
-    return f->parts || tokenizer_pair_frame(f->tokenizer);
+    return f->parts || tokenizer_pair_frame(f->tokenizer)->known;
 }
 
 int framing_add_pair(const struct framing *f, struct slice query, struct slice document,
@@ -380,7 +380,7 @@ int framing_init(struct framing *f, const struct tokenizer *t, const struct prof
     const struct tokenizer_pair_frame *pair = tokenizer_pair_frame(t);
     *f = (struct framing){.tokenizer = t, .profile = p, .n_ctx = n_ctx};
     if (n_ctx <= frame->n_before + frame->n_after ||
-        (pair && n_ctx <= pair->n_before + pair->n_between + pair->n_after))
+        (pair->known && n_ctx <= pair->n_before + pair->n_between + pair->n_after))
         return err_set(e, KITH_EFORMAT, "a context of %u tokens holds no text", n_ctx);
     return p->rerank_template ? compile_template(f, e) : 0;
 }

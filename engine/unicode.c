@@ -149,3 +149,111 @@ size_t unicode_grapheme(const char *s, size_t n)
     }
     return end;
 }
+
+/* --- the categories of regular expressions --- */
+
+/* What Unicode 15.1 and 16.0 assigned, which this machine's utf8proc may not know. */
+static const struct newcomer {
+    uint32_t first, last;
+    enum unicode_kind kind;
+} newcomers[] = {
+    {0x897, 0x897, UNICODE_COMBINING},     {0x1b4e, 0x1b4f, UNICODE_PUNCT},
+    {0x1b7f, 0x1b7f, UNICODE_PUNCT},       {0x1c89, 0x1c89, UNICODE_UPPER},
+    {0x1c8a, 0x1c8a, UNICODE_LOWER},       {0x2427, 0x2429, UNICODE_SYMBOL},
+    {0x2ffc, 0x2fff, UNICODE_SYMBOL},      {0x31e4, 0x31e5, UNICODE_SYMBOL},
+    {0x31ef, 0x31ef, UNICODE_SYMBOL},      {0xa7cb, 0xa7cc, UNICODE_UPPER},
+    {0xa7cd, 0xa7cd, UNICODE_LOWER},       {0xa7da, 0xa7da, UNICODE_UPPER},
+    {0xa7db, 0xa7db, UNICODE_LOWER},       {0xa7dc, 0xa7dc, UNICODE_UPPER},
+    {0x105c0, 0x105f3, UNICODE_CASELESS},  {0x10d40, 0x10d49, UNICODE_NUMBER},
+    {0x10d4a, 0x10d4f, UNICODE_CASELESS},  {0x10d50, 0x10d65, UNICODE_UPPER},
+    {0x10d69, 0x10d6d, UNICODE_COMBINING}, {0x10d6e, 0x10d6e, UNICODE_PUNCT},
+    {0x10d6f, 0x10d6f, UNICODE_CASELESS},  {0x10d70, 0x10d85, UNICODE_LOWER},
+    {0x10d8e, 0x10d8f, UNICODE_SYMBOL},    {0x10ec2, 0x10ec4, UNICODE_CASELESS},
+    {0x10efc, 0x10efc, UNICODE_COMBINING}, {0x11380, 0x11389, UNICODE_CASELESS},
+    {0x1138b, 0x1138b, UNICODE_CASELESS},  {0x1138e, 0x1138e, UNICODE_CASELESS},
+    {0x11390, 0x113b5, UNICODE_CASELESS},  {0x113b7, 0x113b7, UNICODE_CASELESS},
+    {0x113b8, 0x113c0, UNICODE_COMBINING}, {0x113c2, 0x113c2, UNICODE_COMBINING},
+    {0x113c5, 0x113c5, UNICODE_COMBINING}, {0x113c7, 0x113ca, UNICODE_COMBINING},
+    {0x113cc, 0x113d0, UNICODE_COMBINING}, {0x113d1, 0x113d1, UNICODE_CASELESS},
+    {0x113d2, 0x113d2, UNICODE_COMBINING}, {0x113d3, 0x113d3, UNICODE_CASELESS},
+    {0x113d4, 0x113d5, UNICODE_PUNCT},     {0x113d7, 0x113d8, UNICODE_PUNCT},
+    {0x113e1, 0x113e2, UNICODE_COMBINING}, {0x116d0, 0x116e3, UNICODE_NUMBER},
+    {0x11bc0, 0x11be0, UNICODE_CASELESS},  {0x11be1, 0x11be1, UNICODE_PUNCT},
+    {0x11bf0, 0x11bf9, UNICODE_NUMBER},    {0x11f5a, 0x11f5a, UNICODE_COMBINING},
+    {0x13460, 0x143fa, UNICODE_CASELESS},  {0x16100, 0x1611d, UNICODE_CASELESS},
+    {0x1611e, 0x1612f, UNICODE_COMBINING}, {0x16130, 0x16139, UNICODE_NUMBER},
+    {0x16d40, 0x16d6c, UNICODE_CASELESS},  {0x16d6d, 0x16d6f, UNICODE_PUNCT},
+    {0x16d70, 0x16d79, UNICODE_NUMBER},    {0x18cff, 0x18cff, UNICODE_CASELESS},
+    {0x1cc00, 0x1ccef, UNICODE_SYMBOL},    {0x1ccf0, 0x1ccf9, UNICODE_NUMBER},
+    {0x1cd00, 0x1ceb3, UNICODE_SYMBOL},    {0x1e5d0, 0x1e5ed, UNICODE_CASELESS},
+    {0x1e5ee, 0x1e5ef, UNICODE_COMBINING}, {0x1e5f0, 0x1e5f0, UNICODE_CASELESS},
+    {0x1e5f1, 0x1e5fa, UNICODE_NUMBER},    {0x1e5ff, 0x1e5ff, UNICODE_PUNCT},
+    {0x1f8b2, 0x1f8bb, UNICODE_SYMBOL},    {0x1f8c0, 0x1f8c1, UNICODE_SYMBOL},
+    {0x1fa89, 0x1fa89, UNICODE_SYMBOL},    {0x1fa8f, 0x1fa8f, UNICODE_SYMBOL},
+    {0x1fabe, 0x1fabe, UNICODE_SYMBOL},    {0x1fac6, 0x1fac6, UNICODE_SYMBOL},
+    {0x1fadc, 0x1fadc, UNICODE_SYMBOL},    {0x1fadf, 0x1fadf, UNICODE_SYMBOL},
+    {0x1fae9, 0x1fae9, UNICODE_SYMBOL},    {0x1fbcb, 0x1fbef, UNICODE_SYMBOL},
+    {0x2ebf0, 0x2ee5d, UNICODE_CASELESS},
+};
+
+static unsigned newcomer_kind(uint32_t c)
+{
+    size_t lo = 0, hi = sizeof newcomers / sizeof *newcomers;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (c > newcomers[mid].last)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    bool found = lo < sizeof newcomers / sizeof *newcomers && c >= newcomers[lo].first;
+    return found ? newcomers[lo].kind : UNICODE_REST;
+}
+
+unsigned unicode_kind_of(uint32_t c)
+{
+    static const uint16_t kinds[] = {
+        [UTF8PROC_CATEGORY_LU] = UNICODE_UPPER,     [UTF8PROC_CATEGORY_LT] = UNICODE_UPPER,
+        [UTF8PROC_CATEGORY_LL] = UNICODE_LOWER,     [UTF8PROC_CATEGORY_LM] = UNICODE_CASELESS,
+        [UTF8PROC_CATEGORY_LO] = UNICODE_CASELESS,  [UTF8PROC_CATEGORY_MN] = UNICODE_COMBINING,
+        [UTF8PROC_CATEGORY_MC] = UNICODE_COMBINING, [UTF8PROC_CATEGORY_ME] = UNICODE_COMBINING,
+        [UTF8PROC_CATEGORY_ND] = UNICODE_NUMBER,    [UTF8PROC_CATEGORY_NL] = UNICODE_NUMBER,
+        [UTF8PROC_CATEGORY_NO] = UNICODE_NUMBER,    [UTF8PROC_CATEGORY_PC] = UNICODE_PUNCT,
+        [UTF8PROC_CATEGORY_PD] = UNICODE_PUNCT,     [UTF8PROC_CATEGORY_PS] = UNICODE_PUNCT,
+        [UTF8PROC_CATEGORY_PE] = UNICODE_PUNCT,     [UTF8PROC_CATEGORY_PI] = UNICODE_PUNCT,
+        [UTF8PROC_CATEGORY_PF] = UNICODE_PUNCT,     [UTF8PROC_CATEGORY_PO] = UNICODE_PUNCT,
+        [UTF8PROC_CATEGORY_SM] = UNICODE_SYMBOL,    [UTF8PROC_CATEGORY_SC] = UNICODE_SYMBOL,
+        [UTF8PROC_CATEGORY_SK] = UNICODE_SYMBOL,    [UTF8PROC_CATEGORY_SO] = UNICODE_SYMBOL,
+    };
+    if (unicode_is_white_space(c))
+        return c == '\r' || c == '\n' ? UNICODE_NEWLINE : UNICODE_BLANK;
+    utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)c);
+    if (category == UTF8PROC_CATEGORY_CN)
+        return newcomer_kind(c);
+    unsigned kind = (size_t)category < sizeof kinds / sizeof *kinds ? kinds[category] : 0;
+    return kind ? kind : UNICODE_REST;
+}
+
+const uint16_t unicode_ascii_kinds[128] = {
+    [0 ... 8] = UNICODE_REST,       ['\t'] = UNICODE_BLANK,
+    ['\n'] = UNICODE_NEWLINE,       [11 ... 12] = UNICODE_BLANK,
+    ['\r'] = UNICODE_NEWLINE,       [14 ... 31] = UNICODE_REST,
+    [' '] = UNICODE_BLANK,          ['!' ... '#'] = UNICODE_PUNCT,
+    ['$'] = UNICODE_SYMBOL,         ['%' ... '*'] = UNICODE_PUNCT,
+    ['+'] = UNICODE_SYMBOL,         [',' ... '/'] = UNICODE_PUNCT,
+    ['0' ... '9'] = UNICODE_NUMBER, [':' ... ';'] = UNICODE_PUNCT,
+    ['<' ... '>'] = UNICODE_SYMBOL, ['?' ... '@'] = UNICODE_PUNCT,
+    ['A' ... 'Z'] = UNICODE_UPPER,  ['[' ... ']'] = UNICODE_PUNCT,
+    ['^'] = UNICODE_SYMBOL,         ['_'] = UNICODE_PUNCT,
+    ['`'] = UNICODE_SYMBOL,         ['a' ... 'z'] = UNICODE_LOWER,
+    ['{'] = UNICODE_PUNCT,          ['|'] = UNICODE_SYMBOL,
+    ['}'] = UNICODE_PUNCT,          ['~'] = UNICODE_SYMBOL,
+    [127] = UNICODE_REST,
+};
+
+size_t unicode_compose(uint32_t *c, size_t n)
+{
+    utf8proc_ssize_t left = utf8proc_normalize_utf32((utf8proc_int32_t *)c, (utf8proc_ssize_t)n,
+                                                     UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+    return left < 0 ? n : (size_t)left;
+}

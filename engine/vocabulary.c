@@ -110,3 +110,71 @@ int vocabulary_flag(const struct gguf *g, const char *key, bool otherwise, bool 
     int rc = gguf_get_bool(g, key, v, e);
     return rc == KITH_ENOTFOUND ? 0 : rc;
 }
+
+static bool looks_special(const char *s, size_t n)
+{
+    return n > 2 && ((s[0] == '<' && s[n - 1] == '>') || (s[0] == '[' && s[n - 1] == ']'));
+}
+
+static bool ends_a_turn(const char *s, size_t n)
+{
+    static const char *const texts[] = {
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+        "<end_of_turn>",
+        "<start_of_turn>",
+        "<|begin_of_text|>",
+        "<EOT>",
+        "<end_of_utterance>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<\xef\xbd\x9c"
+        "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>",
+    };
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        if (strlen(texts[i]) == n && memcmp(texts[i], s, n) == 0)
+            return true;
+    return false;
+}
+
+int vocabulary_mark_controls(struct vocabulary *v, const struct gguf *g, int32_t *unk,
+                             struct err *e)
+{
+    static const char *const keys[] = {
+        "tokenizer.ggml.bos_token_id",     "tokenizer.ggml.eos_token_id",
+        "tokenizer.ggml.eot_token_id",     "tokenizer.ggml.eom_token_id",
+        "tokenizer.ggml.padding_token_id", "tokenizer.ggml.seperator_token_id",
+        "tokenizer.ggml.cls_token_id",     "tokenizer.ggml.mask_token_id",
+    };
+    int rc = vocabulary_id(v, g, "tokenizer.ggml.unknown_token_id", -1, unk, e);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys && !rc; i++) {
+        int32_t id = -1;
+        size_t n;
+        rc = vocabulary_id(v, g, keys[i], -1, &id, e);
+        if (rc || id < 0)
+            continue;
+        const char *s = vocabulary_token(v, id, &n);
+        if (looks_special(s, n))
+            v->type[id] = TOKEN_CONTROL;
+    }
+    for (uint32_t i = 0; i < v->n && !rc; i++) {
+        size_t n;
+        const char *s = vocabulary_token(v, (int32_t)i, &n);
+        if (vocabulary_is_text(v, (int32_t)i) && looks_special(s, n) && ends_a_turn(s, n))
+            v->type[i] = TOKEN_CONTROL;
+    }
+    if (!rc && *unk >= 0) {
+        size_t n;
+        const char *s = vocabulary_token(v, *unk, &n);
+        if (looks_special(s, n))
+            v->type[*unk] = TOKEN_UNKNOWN;
+    }
+    return rc;
+}

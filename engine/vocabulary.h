@@ -42,3 +42,15 @@ int vocabulary_id(const struct vocabulary *v, const struct gguf *g, const char *
                   int64_t otherwise, int32_t *id, struct err *e);
 int vocabulary_flag(const struct gguf *g, const char *key, bool otherwise, bool *v,
                     struct err *e);
+
+/* Marks what no text may become, whatever type the file gives it: the ids under the keys of
+ * special tokens, and the tokens that every reader of GGUF takes for the end of a turn. One
+ * that does not look like a control token keeps its type, for some files name a comma as their
+ * first token. *unk: the id of unknown_token_id, or -1. */
+int vocabulary_mark_controls(struct vocabulary *v, const struct gguf *g, int32_t *unk,
+                             struct err *e);
+/* What plain text may become, by merging or as it stands. */
+static inline bool vocabulary_is_text(const struct vocabulary *v, int32_t id)
+{
+    return v->type[id] == TOKEN_NORMAL || v->type[id] == TOKEN_USER_DEFINED;
+}
