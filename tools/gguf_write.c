@@ -107,6 +107,17 @@ void gguf_write_i32s_add(struct gguf_write *w, int32_t v)
     w->array_n++;
 }
 
+void gguf_write_u32s_begin(struct gguf_write *w)
+{
+    begin_array(w, GGUF_U32);
+}
+
+void gguf_write_u32s_add(struct gguf_write *w, uint32_t v)
+{
+    buf_u32(&w->array, v);
+    w->array_n++;
+}
+
 void gguf_write_f32s_begin(struct gguf_write *w)
 {
     begin_array(w, GGUF_F32);

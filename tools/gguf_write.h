@@ -38,6 +38,8 @@ void gguf_write_strings_begin(struct gguf_write *w);
 void gguf_write_strings_add(struct gguf_write *w, const char *s, size_t n);
 void gguf_write_i32s_begin(struct gguf_write *w);
 void gguf_write_i32s_add(struct gguf_write *w, int32_t v);
+void gguf_write_u32s_begin(struct gguf_write *w);
+void gguf_write_u32s_add(struct gguf_write *w, uint32_t v);
 void gguf_write_f32s_begin(struct gguf_write *w);
 void gguf_write_f32s_add(struct gguf_write *w, float v);
 void gguf_write_array_end(struct gguf_write *w, const char *key);
