@@ -7,9 +7,9 @@
  * SentencePiece's BPE has a score for each piece instead, and so has GGUF's `llama`: of two
  * neighbouring pairs the one whose joint piece has the higher score is joined first, the left
  * one where they are equal. Hugging Face writes it as a list of merges, every cut of each piece
- * into two pieces, sorted by score. Scores are found again from the ranks: pieces whose merges
- * are mixed in the list had the same score. A list where a cut is missing is of another kind of
- * model, and is refused. */
+ * into two, sorted by score. The list goes into the file, where the engine takes it; for other
+ * programs scores are found again from the ranks: pieces whose merges are mixed in the list had
+ * the same score. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +17,8 @@
 #include "base/mem.h"
 #include "tools/hf_parts.h"
 
-enum { N_BYTES = 256, PRE_MAX_BYTES = 512 };
+/* A float holds no larger ranks. */
+enum { N_BYTES = 256, PRE_MAX_BYTES = 512, MERGES_MAX = 1 << 24 };
 
 #define CONTRACTION "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 #define WORD "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+"
@@ -104,25 +105,38 @@ static int resolve_merge(const struct hf_model *m, const json_t *vocab, const st
     return 0;
 }
 
-static int read_merges(struct hf_model *m, const json_t *model, struct err *e)
+/* The ranks of the merges that make one token. */
+struct run {
+    uint32_t token, first, last;
+};
+
+/* runs: of each token, or NULL. */
+static int read_merges(struct hf_model *m, const json_t *model, struct run *runs, struct err *e)
 {
     const json_t *merges = json_object_get(model, "merges");
     const json_t *vocab = json_object_get(model, "vocab");
     if (!json_is_array(merges))
         return err_set(e, KITH_EFORMAT, "tokenizer.json: the model has no merges");
     size_t n = json_array_size(merges);
+    if (n > MERGES_MAX)
+        return err_set(e, KITH_ELIMIT, "tokenizer.json has %zu merges; %d are possible", n,
+                       MERGES_MAX);
     m->merges = mem_calloc(n ? n : 1, sizeof *m->merges);
     if (!m->merges)
         return err_set(e, KITH_ENOMEM, "out of memory for %zu merges", n);
     for (size_t i = 0; i < n; i++) {
-        struct merge g;
-        int64_t ids[3];
+        struct merge g = {0};
+        int64_t ids[3] = {0};
         int rc = take_merge(json_array_get(merges, i), i, &g, e);
         if (!rc)
             rc = resolve_merge(m, vocab, &g, i, ids, &m->merges[m->n_merges], e);
         if (rc)
             return rc;
         m->n_merges++;
+        if (runs && runs[ids[2]].first > runs[ids[2]].last)
+            runs[ids[2]].first = (uint32_t)i;
+        if (runs)
+            runs[ids[2]].last = (uint32_t)i;
     }
     return 0;
 }
@@ -260,10 +274,48 @@ static int read_byte_bpe(struct hf_model *m, const json_t *tokenizer, struct err
         rc = hf_read_vocab(m, json_object_get(model, "vocab"), e);
     if (!rc)
         rc = need_all_bytes(json_object_get(model, "vocab"), e);
-    return rc ? rc : read_merges(m, model, e);
+    return rc ? rc : read_merges(m, model, NULL, e);
 }
 
 /* --- SentencePiece's BPE --- */
+
+static int compare_runs(const void *a, const void *b)
+{
+    const struct run *x = a, *y = b;
+    return (x->first > y->first) - (x->first < y->first);
+}
+
+/* Tokens whose ranks overlap get one score; the earlier the ranks, the higher. */
+static void score_runs(struct hf_model *m, struct run *runs)
+{
+    size_t n = 0;
+    for (uint32_t t = 0; t < m->n_vocab; t++)
+        if (runs[t].first <= runs[t].last)
+            runs[n++] = runs[t];
+    qsort(runs, n, sizeof *runs, compare_runs);
+    uint32_t group = 0, last = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (i > 0 && runs[i].first > last)
+            group++;
+        if (i == 0 || runs[i].last > last)
+            last = runs[i].last;
+        m->scores[runs[i].token] = -(float)group;
+    }
+}
+
+static int read_scored_merges(struct hf_model *m, const json_t *model, struct err *e)
+{
+    struct run *runs = mem_alloc_n(m->n_vocab, sizeof *runs);
+    if (!runs)
+        return err_set(e, KITH_ENOMEM, "out of memory for %u scores", m->n_vocab);
+    for (uint32_t t = 0; t < m->n_vocab; t++)
+        runs[t] = (struct run){t, 1, 0}; /* empty */
+    int rc = read_merges(m, model, runs, e);
+    if (!rc)
+        score_runs(m, runs);
+    mem_free(runs);
+    return rc;
+}
 
 static bool is_replace_space(const json_t *v)
 {
@@ -308,134 +360,7 @@ static int read_spm_bpe(struct hf_model *m, const json_t *tokenizer, struct err 
     if (!rc && (!unk || strcmp(unk, m->specials[HF_UNK].text) != 0))
         rc = err_set(e, KITH_EFORMAT, "tokenizer.json: the unk_token is '%.64s', not '%s'",
                      unk ? unk : "(none)", m->specials[HF_UNK].text);
-    return rc;
-}
-
-/* The ranks of the merges that make one token. */
-struct run {
-    uint32_t token, first, last;
-};
-
-static int compare_runs(const void *a, const void *b)
-{
-    const struct run *x = a, *y = b;
-    return (x->first > y->first) - (x->first < y->first);
-}
-
-static int compare_pairs(const void *a, const void *b)
-{
-    const uint64_t *x = a, *y = b;
-    return (*x > *y) - (*x < *y);
-}
-
-static bool is_plain(const struct hf_model *m, int64_t id)
-{
-    return id >= 0 && id < m->n_vocab && m->types[id] == HF_TOKEN_NORMAL;
-}
-
-/* Every cut of a plain token into two of them must be among the merges. */
-static int check_cuts(const struct hf_model *m, const json_t *vocab, uint32_t token,
-                      const uint64_t *pairs, size_t n_pairs, struct err *e)
-{
-    const char *text = m->tokens[token];
-    size_t n = strlen(text);
-    for (size_t at = 1; at < n; at++) {
-        if (((unsigned char)text[at] & 0xc0) == 0x80)
-            continue;
-        int64_t left = id_of(vocab, text, at), right = id_of(vocab, text + at, n - at);
-        if (!is_plain(m, left) || !is_plain(m, right))
-            continue;
-        uint64_t pair = (uint64_t)left << 32 | (uint64_t)right;
-        if (!bsearch(&pair, pairs, n_pairs, sizeof *pairs, compare_pairs))
-            return err_set(
-                e, KITH_EUNSUPPORTED,
-                "tokenizer.json: '%.64s' can be made of '%.*s' and '%.64s', but that "
-                "is no merge: not SentencePiece's BPE",
-                text, (int)(at > 64 ? 64 : at), text, text + at);
-    }
-    return 0;
-}
-
-static bool is_one_character(const char *text)
-{
-    size_t n = 0;
-    for (; *text; text++)
-        n += ((unsigned char)*text & 0xc0) != 0x80;
-    return n <= 1;
-}
-
-/* Tokens whose ranks overlap get one score; the earlier the ranks, the higher. What no merge
- * makes can never come out, but for single characters. */
-static void score_runs(struct hf_model *m, struct run *runs, const json_t *vocab)
-{
-    size_t n = 0;
-    for (uint32_t t = 0; t < m->n_vocab; t++) {
-        if (runs[t].first <= runs[t].last)
-            runs[n++] = runs[t];
-        else if (m->types[t] == HF_TOKEN_NORMAL && !is_one_character(m->tokens[t]) &&
-                 id_of(vocab, m->tokens[t], strlen(m->tokens[t])) == (int64_t)t)
-            m->types[t] = HF_TOKEN_UNUSED;
-    }
-    qsort(runs, n, sizeof *runs, compare_runs);
-    uint32_t group = 0, last = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (i > 0 && runs[i].first > last)
-            group++;
-        if (i == 0 || runs[i].last > last)
-            last = runs[i].last;
-        m->scores[runs[i].token] = -(float)group;
-    }
-}
-
-static int collect_merges(const struct hf_model *m, const json_t *model, struct run *runs,
-                          uint64_t *pairs, struct err *e)
-{
-    const json_t *merges = json_object_get(model, "merges");
-    const json_t *vocab = json_object_get(model, "vocab");
-    for (size_t i = 0; i < json_array_size(merges); i++) {
-        struct merge g;
-        int64_t ids[3];
-        char *joined = NULL;
-        int rc = take_merge(json_array_get(merges, i), i, &g, e);
-        if (!rc)
-            rc = resolve_merge(m, vocab, &g, i, ids, &joined, e);
-        mem_free(joined);
-        if (rc)
-            return rc;
-        pairs[i] = (uint64_t)ids[0] << 32 | (uint64_t)ids[1];
-        struct run *r = &runs[ids[2]];
-        if (r->first > r->last)
-            r->first = (uint32_t)i;
-        r->last = (uint32_t)i;
-    }
-    return 0;
-}
-
-int hf_score_merges(struct hf_model *m, const json_t *model, struct err *e)
-{
-    const json_t *merges = json_object_get(model, "merges");
-    size_t n = json_array_size(merges);
-    if (!json_is_array(merges) || n > 1 << 24) /* a float holds no more ranks */
-        return err_set(e, KITH_EFORMAT, "tokenizer.json: the model has no merges, or too many");
-    uint64_t *pairs = mem_alloc_n(n ? n : 1, sizeof *pairs);
-    struct run *runs = mem_alloc_n(m->n_vocab, sizeof *runs);
-    int rc = 0;
-    if (!pairs || !runs)
-        rc = err_set(e, KITH_ENOMEM, "out of memory for %zu merges", n);
-    for (uint32_t t = 0; t < m->n_vocab && !rc; t++)
-        runs[t] = (struct run){t, 1, 0}; /* empty */
-    if (!rc)
-        rc = collect_merges(m, model, runs, pairs, e);
-    if (!rc)
-        qsort(pairs, n, sizeof *pairs, compare_pairs);
-    for (uint32_t t = 0; t < m->n_vocab && !rc; t++)
-        if (runs[t].first <= runs[t].last && is_plain(m, t))
-            rc = check_cuts(m, json_object_get(model, "vocab"), t, pairs, n, e);
-    if (!rc)
-        score_runs(m, runs, json_object_get(model, "vocab"));
-    mem_free(runs);
-    mem_free(pairs);
-    return rc;
+    return rc ? rc : read_scored_merges(m, model, e);
 }
 
 /* --- both --- */

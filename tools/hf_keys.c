@@ -196,11 +196,10 @@ static void write_bpe(struct gguf_write *w, const struct hf_model *m)
     gguf_write_bool(w, "tokenizer.ggml.add_space_prefix", m->space_prefix);
     gguf_write_bool(w, "tokenizer.ggml.add_bos_token", m->add_bos);
     gguf_write_bool(w, "tokenizer.ggml.add_eos_token", m->add_eos);
-    if (!bytes) {
+    if (bytes)
+        gguf_write_bool(w, "tokenizer.ggml.normalizer.nfc", m->nfc);
+    else
         write_scores(w, m);
-        return;
-    }
-    gguf_write_bool(w, "tokenizer.ggml.normalizer.nfc", m->nfc);
     gguf_write_strings_begin(w);
     for (size_t i = 0; i < m->n_merges; i++)
         gguf_write_strings_add(w, m->merges[i], strlen(m->merges[i]));

@@ -121,7 +121,7 @@ struct hf_model {
     size_t charsmap_bytes; /* 0: no normaliser */
     const char *pre;       /* byte BPE: GGUF's name of the pre-tokenizer */
     bool nfc;              /* byte BPE: the text is normalised so */
-    char **merges;         /* byte BPE: "left right", by rank */
+    char **merges;         /* both kinds of BPE: "left right", by rank */
     size_t n_merges;
     float *scores; /* Unigram and SentencePiece BPE: n_vocab; 0 where an id is unused */
     /* What stands around a text, and a second separator between the two of a pair. */

@@ -20,5 +20,3 @@ int hf_read_vocab(struct hf_model *m, const json_t *vocab, struct err *e);
 /* tokenizer.json of the kinds; each reads its normalizer, pre-tokenizer and model. */
 int hf_read_unigram(struct hf_model *m, const json_t *tokenizer, struct err *e);
 int hf_read_bpe(struct hf_model *m, const json_t *tokenizer, struct err *e);
-/* Of SentencePiece BPE, when the types of all tokens are known. */
-int hf_score_merges(struct hf_model *m, const json_t *model, struct err *e);

@@ -420,8 +420,6 @@ static int read_tokens(struct hf_model *m, const char *dir, const json_t *tokeni
         rc = read_added_tokens(m, json_object_get(tokenizer, "added_tokens"), e);
     if (!rc)
         rc = find_specials(m, e);
-    if (!rc && m->tokenizer == HF_SPM_BPE)
-        rc = hf_score_merges(m, json_object_get(tokenizer, "model"), e);
     return rc;
 }
 
