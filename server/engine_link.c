@@ -6,8 +6,14 @@
  *
  *        start            READY                 end of stream, PING unanswered, nonsense
  *   DOWN ─────► LOADING ────────► READY ──────────────┐
- *     ▲            │ FAIL, end                         │
- *     └────────────┴── back-off 100 ms .. 10 s ◄───────┘
+ *     ▲          ▲ │ FAIL, end      │ put away         │
+ *     └──────────┼─┴── back-off 100 ms .. 10 s ◄───────┘
+ *                └───── AWAY ◄──────┘
+ *             a request
+ *
+ * An engine is put away only while nothing is under way (or all of it was answered), so that
+ * the outgoing buffer holds nothing its successor should not get. A request that comes while
+ * the old child still ends is already the next one's: the state is LOADING from then on.
  *
  * Requests are numbered and kept in a table until their answer comes. A request that arrives
  * while the engine is loading waits in the outgoing buffer, but no longer than
@@ -24,6 +30,7 @@
  * link. */
 #include "server/engine_link.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
@@ -50,6 +57,7 @@ enum {
         8, /* generous: English has about 4, and a refusal too early is the worse fault */
     READ_BYTES = 16 * 1024,
     PING_INTERVAL_MS = 1000,
+    ARGUMENTS_MAX = 32,
     BACKOFF_FIRST_MS = 100,
     BACKOFF_MAX_MS = 10000,
     GOOD_LIFE_MS = 10000,
@@ -59,21 +67,28 @@ enum {
     PROGRAM_MAX = 4096
 };
 
+#define CLOSING "ENGINE the engine of model '%s' is shutting down"
+#define SLOW_LOAD "ENGINE the engine of model '%s' is still loading it, try again"
+
 struct request {
     struct request *next;
     uint64_t id;
-    uint32_t n;
+    enum engine_task task;
+    uint32_t n;                   /* of the texts; of ENGINE_RERANK of the documents */
+    size_t message_at, message_n; /* in the outgoing buffer, while nothing was sent yet */
     size_t bytes;
     void (*done)(void *arg, const struct engine_answer *a);
     void *arg;
 };
 
-enum link_state { LINK_DOWN, LINK_LOADING, LINK_READY };
-
 struct engine_link {
     char program[PROGRAM_MAX];
-    char *model_path, *precision;
-    int64_t threads, batch_tokens, batch_wait_us, queue_tokens;
+    char *label;
+    char *arguments[ARGUMENTS_MAX]; /* after the program's name; NULL-terminated */
+    void (*on_start)(void *arg);
+    void (*on_ready)(void *arg, const struct engine_model *model);
+    void (*on_change)(void *arg);
+    void *arg;
     _Atomic int64_t timeout_ms;
     size_t bytes_limit;
     int wake_fd;
@@ -81,9 +96,10 @@ struct engine_link {
 
     pthread_mutex_t lock; /* guards all down to the next comment */
     pthread_cond_t changed;
-    enum link_state state;
+    enum engine_state state;
     bool closing, slow_load;
-    bool tried; /* the first start came to READY or to its end */
+    bool tried;  /* the first start came to READY or to its end */
+    bool ending; /* put away: the child that runs is to end, without a word */
     struct engine_process process;
     struct buf out;
     size_t out_sent;
@@ -100,11 +116,18 @@ struct engine_link {
     char read_buffer[READ_BYTES];
     float *vectors;
     size_t vectors_cap;
+    bool returning; /* the next start is no restart: it was put away */
     int64_t started_us, last_ping_us, backoff_ms;
     int64_t
         unanswered_us; /* when the oldest PING without a PONG was sent, 0 when there is none */
-    char end_reason[256];
+    char end_reason[512];
 };
+
+static void tell(struct engine_link *l)
+{
+    if (l->on_change)
+        l->on_change(l->arg);
+}
 
 /* --- requests --- */
 
@@ -193,70 +216,124 @@ static void wake(struct engine_link *l)
     (void)n; /* a full counter wakes as well */
 }
 
-static void put_embed(struct engine_link *l, uint64_t id, const struct slice *texts, uint32_t n,
-                      bool truncate)
+static void put_request(struct engine_link *l, uint64_t id, const struct engine_request *q)
 {
+    char flags[4];
+    size_t n = 0;
+    if (q->truncate)
+        flags[n++] = 't';
+    if (q->role != ENGINE_ROLE_NONE)
+        flags[n++] = q->role == ENGINE_ROLE_QUERY ? 'q' : 'd';
+    if (n == 0)
+        flags[n++] = '-';
     struct resp_out o = {.to = &l->out, .proto = 2};
-    resp_array(o, (size_t)n + 3);
-    resp_bulk_str(o, "EMBED");
+    resp_array(o, (size_t)q->n + 3);
+    resp_bulk_str(o, q->task == ENGINE_RERANK ? "RERANK" : "EMBED");
     resp_bulkf(o, "%" PRIu64, id);
-    resp_bulk_str(o, truncate ? "t" : "-");
-    for (uint32_t i = 0; i < n; i++)
-        resp_bulk(o, texts[i].p, texts[i].n);
+    resp_bulk(o, flags, n);
+    for (uint32_t i = 0; i < q->n; i++)
+        resp_bulk(o, q->texts[i].p, q->texts[i].n);
+}
+
+/* What is said to a request for a task that the model does not have. Lock held. */
+static void say_unfit(const struct engine_link *l, enum engine_task task, char *message,
+                      size_t size)
+{
+    if (task == ENGINE_RERANK)
+        snprintf(
+            message, size,
+            "ERR model '%s' makes vectors and does not rerank: EMBED asks it, RERANK takes "
+            "a reranker",
+            l->label);
+    else
+        snprintf(message, size,
+                 "ERR model '%s' reranks and makes no vectors: RERANK asks it, EMBED takes an "
+                 "embedding model",
+                 l->label);
 }
 
 /* Why a request cannot be taken now; 0 when it can. Lock held. */
-static int refuse(struct engine_link *l, size_t bytes, uint32_t n, char *message, size_t size)
+static int refuse(struct engine_link *l, size_t bytes, const struct engine_request *q,
+                  char *message, size_t size)
 {
     int64_t left_ms = (l->next_start_us - clock_mono_us()) / 1000;
     if (l->closing) {
-        snprintf(message, size, "ENGINE the server is shutting down");
+        snprintf(message, size, CLOSING, l->label);
         return KITH_ECLOSED;
     }
-    if (n == 0) {
-        snprintf(message, size, "ERR there is no text to embed");
+    if (q->n < (q->task == ENGINE_RERANK ? 2u : 1u)) {
+        snprintf(message, size, "ERR there is no text to %s",
+                 q->task == ENGINE_RERANK ? "rerank" : "embed");
         return KITH_EINVAL;
     }
-    if (l->state == LINK_DOWN) {
-        snprintf(message, size,
-                 "ENGINE the embedding engine is down (%s); the next start is tried in %" PRId64
-                 " ms",
-                 l->stats.last_error[0] ? l->stats.last_error : "not started yet",
-                 left_ms > 0 ? left_ms : 0);
+    if (l->state == ENGINE_READY && !(l->model.tasks & q->task)) {
+        say_unfit(l, q->task, message, size);
+        return KITH_EUNSUPPORTED;
+    }
+    if (l->state == ENGINE_DOWN) {
+        snprintf(
+            message, size,
+            "ENGINE the embedding engine of model '%s' is down (%s); the next start is tried "
+            "in %" PRId64 " ms",
+            l->label, l->stats.last_error[0] ? l->stats.last_error : "not started yet",
+            left_ms > 0 ? left_ms : 0);
         return KITH_ECLOSED;
     }
     if (l->slow_load) {
-        snprintf(message, size,
-                 "ENGINE the embedding engine is still loading its model, try "
-                 "again");
+        snprintf(message, size, SLOW_LOAD, l->label);
         return KITH_ECLOSED;
     }
     if (l->bytes_waiting > 0 && l->bytes_waiting + bytes > l->bytes_limit) {
         snprintf(message, size,
-                 "BUSY the embedding engine has %zu bytes of text waiting; raise "
+                 "BUSY the embedding engine of model '%s' has %zu bytes of text waiting; raise "
                  "engine-queue-tokens or try again",
-                 l->bytes_waiting);
+                 l->label, l->bytes_waiting);
         return KITH_EBUSY;
     }
     return 0;
 }
 
-int engine_embed(struct engine_link *l, const struct slice *texts, uint32_t n, bool truncate,
-                 void (*done)(void *arg, const struct engine_answer *a), void *arg)
+/* The request joins those under way; what it says is in the outgoing buffer from `at` on. Lock
+ * held. */
+static void add_request(struct engine_link *l, struct request *r,
+                        const struct engine_request *q, size_t bytes, size_t at)
 {
-    char message[512];
+    *r = (struct request){.id = l->next_id++,
+                          .task = q->task,
+                          .n = q->task == ENGINE_RERANK ? q->n - 1 : q->n,
+                          .message_at = at,
+                          .message_n = l->out.len - at,
+                          .bytes = bytes,
+                          .done = q->done,
+                          .arg = q->arg};
+    r->next = l->buckets[r->id % BUCKETS];
+    l->buckets[r->id % BUCKETS] = r;
+    l->bytes_waiting += bytes;
+    l->stats.queued++;
+}
+
+/* Leaves AWAY; the thread does the rest. Lock held. */
+static void begin_return(struct engine_link *l)
+{
+    l->state = ENGINE_LOADING;
+    l->slow_load = false;
+}
+
+int engine_ask(struct engine_link *l, const struct engine_request *q)
+{
+    char message[1024];
     size_t bytes = 0;
-    for (uint32_t i = 0; i < n; i++)
-        bytes += texts[i].n;
+    for (uint32_t i = 0; i < q->n; i++)
+        bytes += q->texts[i].n;
     struct request *r = mem_alloc(sizeof *r);
     pthread_mutex_lock(&l->lock);
     l->stats.requests++;
-    l->stats.texts += n;
-    int rc = refuse(l, bytes, n, message, sizeof message);
+    l->stats.texts += q->n;
+    int rc = refuse(l, bytes, q, message, sizeof message);
+    size_t before = l->out.len;
     if (rc == 0) {
-        size_t before = l->out.len;
         if (r)
-            put_embed(l, l->next_id, texts, n, truncate);
+            put_request(l, l->next_id, q);
         if (!r || l->out.failed) {
             l->out.len = before;
             l->out.failed = false;
@@ -268,23 +345,56 @@ int engine_embed(struct engine_link *l, const struct slice *texts, uint32_t n, b
         l->stats.failed++;
         pthread_mutex_unlock(&l->lock);
         mem_free(r);
-        answer_error(done, arg, rc, message);
+        answer_error(q->done, q->arg, rc, message);
         return rc;
     }
-    *r = (struct request){.id = l->next_id++, .n = n, .bytes = bytes, .done = done, .arg = arg};
-    r->next = l->buckets[r->id % BUCKETS];
-    l->buckets[r->id % BUCKETS] = r;
-    l->bytes_waiting += bytes;
-    l->stats.queued++;
-    bool more = false;
-    if (l->state == LINK_READY) {
+    add_request(l, r, q, bytes, before);
+    bool rouse = l->state == ENGINE_AWAY;
+    if (rouse)
+        begin_return(l);
+    if (l->state == ENGINE_READY) {
         send_some(l);
-        more = l->out.len > 0;
+        rouse = l->out.len > 0;
     }
     pthread_mutex_unlock(&l->lock);
-    if (more)
+    if (rouse)
         wake(l);
     return 0;
+}
+
+void engine_link_bring_back(struct engine_link *l)
+{
+    pthread_mutex_lock(&l->lock);
+    bool away = l->state == ENGINE_AWAY && !l->closing;
+    if (away)
+        begin_return(l);
+    pthread_mutex_unlock(&l->lock);
+    if (away) {
+        wake(l);
+        tell(l);
+    }
+}
+
+bool engine_link_put_away(struct engine_link *l, const char *why)
+{
+    pthread_mutex_lock(&l->lock);
+    bool runs = l->state == ENGINE_READY || (why && l->state == ENGINE_LOADING);
+    bool puts = runs && !l->closing && (why || l->stats.queued == 0);
+    if (puts) {
+        l->state = ENGINE_AWAY;
+        l->ending = true;
+        l->stats.up = false;
+        if (!why) { /* what is left is at most half a PING */
+            buf_clear(&l->out);
+            l->out_sent = 0;
+        }
+    }
+    pthread_mutex_unlock(&l->lock);
+    if (puts && why)
+        fail_all(l, KITH_ELIMIT, why);
+    if (puts)
+        wake(l);
+    return puts;
 }
 
 /* --- what the engine says --- */
@@ -301,11 +411,6 @@ static void set_end(struct engine_link *l, const char *format, ...)
     va_end(ap);
 }
 
-static void copy_word(char *to, size_t size, struct slice s)
-{
-    snprintf(to, size, "%.*s", (int)(s.n < size ? s.n : size - 1), s.p);
-}
-
 static bool word_number(struct slice s, uint64_t *v)
 {
     char copy[24], *end;
@@ -317,67 +422,93 @@ static bool word_number(struct slice s, uint64_t *v)
     return *end == '\0';
 }
 
+/* Requests that waited for the model while nobody knew its tasks, and that it does not have:
+ * out of the table and, as nothing was sent yet, out of the buffer. Lock held. */
+static struct request *take_unfit(struct engine_link *l)
+{
+    struct request *unfit = NULL;
+    size_t kept = 0;
+    for (uint64_t id = l->next_id - l->stats.queued; id < l->next_id && l->stats.queued; id++) {
+        struct request *r = l->buckets[id % BUCKETS];
+        while (r && r->id != id)
+            r = r->next;
+        if (!r)
+            continue;
+        if (r->task & l->model.tasks) {
+            memmove(l->out.data + kept, l->out.data + r->message_at, r->message_n);
+            kept += r->message_n;
+            continue;
+        }
+        take_request(l, id);
+        l->stats.failed++;
+        r->next = unfit;
+        unfit = r;
+    }
+    l->out.len = kept;
+    return unfit;
+}
+
 static bool on_ready(struct engine_link *l, const struct slice *words, int n)
 {
-    struct engine_model m = {0};
-    for (int i = 1; i + 1 < n; i += 2) {
-        struct slice key = words[i], value = words[i + 1];
-        uint64_t number = 0;
-        if (slice_is(key, "name"))
-            copy_word(m.name, sizeof m.name, value);
-        else if (slice_is(key, "hash"))
-            copy_word(m.hash, sizeof m.hash, value);
-        else if (slice_is(key, "pooling"))
-            copy_word(m.pooling, sizeof m.pooling, value);
-        else if (slice_is(key, "arch"))
-            copy_word(m.arch, sizeof m.arch, value);
-        else if (slice_is(key, "type"))
-            copy_word(m.type, sizeof m.type, value);
-        else if (slice_is(key, "precision"))
-            copy_word(m.precision, sizeof m.precision, value);
-        else if (slice_is(key, "kernels"))
-            copy_word(m.kernels, sizeof m.kernels, value);
-        else if (slice_is(key, "dim") && word_number(value, &number))
-            m.dim = (uint32_t)number;
-        else if (slice_is(key, "context") && word_number(value, &number))
-            m.context = (uint32_t)number;
-    }
-    if (m.dim == 0 || m.hash[0] == '\0')
+    struct engine_model m;
+    if (!engine_model_read(&m, words + 1, n - 1))
         return false;
     int64_t now = clock_mono_us();
-    log_notice("engine ready: model %s, %" PRIu32 " dimensions, context %" PRIu32
+    log_notice("engine %s ready: model %s, %" PRIu32 " dimensions, context %" PRIu32
                ", %s, kernels %s, precision %s, loaded in %" PRId64 " ms",
-               m.name, m.dim, m.context, m.type, m.kernels, m.precision,
+               l->label, m.name, m.dim, m.context, m.type, m.kernels, m.precision,
                (now - l->started_us) / 1000);
     l->last_ping_us = now;
     l->unanswered_us = 0;
+    if (l->on_ready)
+        l->on_ready(l->arg, &m);
     pthread_mutex_lock(&l->lock);
+    if (l->ending) { /* put away meanwhile */
+        pthread_mutex_unlock(&l->lock);
+        return true;
+    }
     l->model = m;
-    l->state = LINK_READY;
+    struct request *unfit = take_unfit(l);
+    l->state = ENGINE_READY;
     l->slow_load = false;
     l->tried = true;
     l->stats.up = true;
     send_some(l);
     pthread_cond_broadcast(&l->changed);
     pthread_mutex_unlock(&l->lock);
+    while (unfit) {
+        char message[512];
+        struct request *r = unfit;
+        unfit = r->next;
+        say_unfit(l, r->task, message, sizeof message);
+        answer_error(r->done, r->arg, KITH_EUNSUPPORTED, message);
+        mem_free(r);
+    }
+    tell(l);
     return true;
 }
 
+/* VECTORS id n dim n_tokens blob, or SCORES id n n_tokens blob. */
 static bool on_vectors(struct engine_link *l, const struct slice *words, int n)
 {
-    uint64_t id, n_texts, dim, tokens;
-    if (n != 6 || !word_number(words[1], &id) || !word_number(words[2], &n_texts) ||
-        !word_number(words[3], &dim) || !word_number(words[4], &tokens))
+    bool scores = slice_is(words[0], "SCORES");
+    uint64_t id, n_texts, dim = 1, tokens;
+    if (n != (scores ? 5 : 6) || !word_number(words[1], &id) ||
+        !word_number(words[2], &n_texts) || (!scores && !word_number(words[3], &dim)) ||
+        !word_number(words[n - 2], &tokens))
         return false;
+    struct slice blob = words[n - 1];
     pthread_mutex_lock(&l->lock);
     struct request *r = take_request(l, id);
-    uint32_t model_dim = l->model.dim;
+    uint32_t want_dim = scores ? 1 : l->model.dim;
     pthread_mutex_unlock(&l->lock);
     if (!r)
         return true; /* given up before the answer came */
-    struct engine_answer a = {.n = r->n, .dim = model_dim, .n_tokens = (uint32_t)tokens};
-    size_t floats = (size_t)r->n * model_dim;
-    bool fits = n_texts == r->n && dim == model_dim && words[5].n == floats * sizeof(float);
+    struct engine_answer a = {
+        .n = r->n, .dim = want_dim, .n_tokens = (uint32_t)tokens, .model = &l->model};
+    size_t floats = (size_t)r->n * want_dim;
+    bool fits = scores == (r->task == ENGINE_RERANK) && n_texts == r->n && dim == want_dim &&
+                blob.n == floats * sizeof(float);
     if (fits && floats > l->vectors_cap) {
         float *bigger = mem_realloc_n(l->vectors, floats, sizeof(float));
         if (bigger) {
@@ -392,7 +523,7 @@ static bool on_vectors(struct engine_link *l, const struct slice *words, int n)
         a.code = KITH_EPROTO;
         a.message = "ENGINE the embedding engine answered with vectors of a wrong shape";
     } else if (a.code == 0) {
-        memcpy(l->vectors, words[5].p, words[5].n); /* the socket's bytes are not aligned */
+        memcpy(l->vectors, blob.p, blob.n); /* the socket's bytes are not aligned */
         a.vectors = l->vectors;
     }
     r->done(r->arg, &a);
@@ -447,17 +578,21 @@ static bool on_pong(struct engine_link *l, const struct slice *words, int n)
 
 static bool on_message(struct engine_link *l, const struct slice *words, int n)
 {
-    bool ready = l->state == LINK_READY; /* only this thread changes it */
+    pthread_mutex_lock(&l->lock);
+    bool ready = l->state == ENGINE_READY, ending = l->ending;
+    pthread_mutex_unlock(&l->lock);
     if (n < 1)
         return false;
+    if (ending)
+        return true; /* the last words of one that is put away */
     if (!ready && slice_is(words[0], "READY"))
         return on_ready(l, words, n);
     if (!ready && slice_is(words[0], "FAIL") && n == 2) {
         set_end(l, "the model could not be loaded: %.*s",
-                (int)(words[1].n < 200 ? words[1].n : 200), words[1].p);
+                (int)(words[1].n < 440 ? words[1].n : 440), words[1].p);
         return true;
     }
-    if (ready && slice_is(words[0], "VECTORS"))
+    if (ready && (slice_is(words[0], "VECTORS") || slice_is(words[0], "SCORES")))
         return on_vectors(l, words, n);
     if (ready && slice_is(words[0], "ERROR"))
         return on_error(l, words, n);
@@ -508,18 +643,11 @@ static bool fresh_reader(struct engine_link *l)
 
 static bool start_child(struct engine_link *l)
 {
-    char threads[24], tokens[24], wait_us[24], queue[24];
-    snprintf(threads, sizeof threads, "%" PRId64, l->threads);
-    snprintf(tokens, sizeof tokens, "%" PRId64, l->batch_tokens);
-    snprintf(wait_us, sizeof wait_us, "%" PRId64, l->batch_wait_us);
-    snprintf(queue, sizeof queue, "%" PRId64, l->queue_tokens);
-    const char *const argv[] = {l->program,    "--model",
-                                l->model_path, "--threads",
-                                threads,       "--precision",
-                                l->precision,  "--batch-tokens",
-                                tokens,        "--batch-wait-us",
-                                wait_us,       "--queue-tokens",
-                                queue,         NULL};
+    const char *argv[ARGUMENTS_MAX + 1] = {l->program};
+    for (int i = 0; l->arguments[i]; i++)
+        argv[i + 1] = l->arguments[i];
+    if (l->on_start)
+        l->on_start(l->arg);
     struct err e = {0};
     struct engine_process p;
     l->started_us = clock_mono_us();
@@ -529,17 +657,22 @@ static bool start_child(struct engine_link *l)
     pthread_mutex_lock(&l->lock);
     if (rc == 0) {
         l->process = p;
-        l->state = LINK_LOADING;
+        if (!l->ending)
+            l->state = ENGINE_LOADING;
         l->slow_load = false;
         l->stats.pid = p.pid;
-        if (l->tried)
+        if (l->returning)
+            l->stats.returns++;
+        else if (l->tried)
             l->stats.restarts++;
     }
     pthread_mutex_unlock(&l->lock);
+    l->returning = false;
     if (rc != 0)
         set_end(l, "%s", e.message);
     else
-        log_notice("engine started with process id %d, model %s", p.pid, l->model_path);
+        log_notice("engine %s started with process id %d", l->label, p.pid);
+    tell(l);
     return rc == 0;
 }
 
@@ -550,7 +683,12 @@ static bool keep_time(struct engine_link *l, bool quiet)
 {
     int64_t now = clock_mono_us(), timeout_ms = atomic_load(&l->timeout_ms);
     int64_t age_ms = (now - l->started_us) / 1000;
-    if (l->state == LINK_LOADING) {
+    pthread_mutex_lock(&l->lock);
+    bool ready = l->state == ENGINE_READY, ending = l->ending;
+    pthread_mutex_unlock(&l->lock);
+    if (ending)
+        return true;
+    if (!ready) {
         if (age_ms > LOAD_LIMIT_MS) {
             set_end(l, "it did not finish loading in %d s", LOAD_LIMIT_MS / 1000);
             return false;
@@ -559,8 +697,10 @@ static bool keep_time(struct engine_link *l, bool quiet)
             pthread_mutex_lock(&l->lock);
             l->slow_load = true;
             pthread_mutex_unlock(&l->lock);
-            fail_all(l, KITH_ECLOSED,
-                     "ENGINE the embedding engine is still loading its model, try again");
+            char message[256];
+            snprintf(message, sizeof message, SLOW_LOAD, l->label);
+            fail_all(l, KITH_ECLOSED, message);
+            tell(l);
         }
         return true;
     }
@@ -574,11 +714,13 @@ static bool keep_time(struct engine_link *l, bool quiet)
         if (l->unanswered_us == 0)
             l->unanswered_us = now;
         pthread_mutex_lock(&l->lock);
-        struct resp_out o = {.to = &l->out, .proto = 2};
-        resp_array(o, 2);
-        resp_bulk_str(o, "PING");
-        resp_bulk_str(o, "0");
-        send_some(l);
+        if (l->state == ENGINE_READY) {
+            struct resp_out o = {.to = &l->out, .proto = 2};
+            resp_array(o, 2);
+            resp_bulk_str(o, "PING");
+            resp_bulk_str(o, "0");
+            send_some(l);
+        }
         pthread_mutex_unlock(&l->lock);
     }
     return true;
@@ -596,12 +738,12 @@ static void serve_child(struct engine_link *l)
 {
     for (;;) {
         pthread_mutex_lock(&l->lock);
-        bool closing = l->closing;
-        if (l->state == LINK_READY)
+        bool leaving = l->closing || l->ending;
+        if (l->state == ENGINE_READY)
             send_some(l);
-        bool sending = l->state == LINK_READY && l->out.len > 0;
+        bool sending = l->state == ENGINE_READY && l->out.len > 0;
         pthread_mutex_unlock(&l->lock);
-        if (closing)
+        if (leaving)
             return;
         struct pollfd fds[2] = {
             {.fd = l->process.fd, .events = (short)(sending ? POLLIN | POLLOUT : POLLIN)},
@@ -624,14 +766,38 @@ static void serve_child(struct engine_link *l)
     }
 }
 
+/* The child of an engine that was put away ends in order; what came meanwhile is for the next.
+ */
+static void end_child(struct engine_link *l)
+{
+    char how[64];
+    pthread_mutex_lock(&l->lock);
+    engine_process_hang_up(&l->process);
+    pthread_mutex_unlock(&l->lock);
+    if (engine_process_reap(&l->process, CLOSE_WAIT_MS, how, sizeof how) != 0)
+        engine_process_kill(&l->process);
+    while (engine_process_reap(&l->process, 1000, how, sizeof how) != 0)
+        continue;
+    pthread_mutex_lock(&l->lock);
+    l->ending = false;
+    l->stats.pid = 0;
+    l->tried = true;
+    pthread_cond_broadcast(&l->changed);
+    pthread_mutex_unlock(&l->lock);
+    l->returning = true;
+    l->backoff_ms = 0;
+    log_notice("engine %s put away", l->label);
+    tell(l);
+}
+
 /* Ends the child if it has not ended, tells everybody, and plans the next start. */
 static void bury_child(struct engine_link *l)
 {
-    char how[64] = "no status", reason[320], message[512];
+    char how[64] = "no status", reason[512], message[1024];
     pthread_mutex_lock(&l->lock);
     bool closing = l->closing;
-    bool was_ready = l->state == LINK_READY;
-    l->state = LINK_DOWN;
+    bool was_ready = l->state == ENGINE_READY;
+    l->state = ENGINE_DOWN;
     l->stats.up = false;
     l->stats.pid = 0;
     int64_t life_ms = (clock_mono_us() - l->started_us) / 1000;
@@ -646,8 +812,10 @@ static void bury_child(struct engine_link *l)
 
     bool told = l->end_reason[0] != '\0';
     int64_t wait_ms = closing ? CLOSE_WAIT_MS : told ? 0 : STATUS_WAIT_MS;
-    if (closing)
-        fail_all(l, KITH_ECLOSED, "ENGINE the server is shutting down");
+    if (closing) {
+        snprintf(message, sizeof message, CLOSING, l->label);
+        fail_all(l, KITH_ECLOSED, message);
+    }
     if (engine_process_reap(&l->process, wait_ms, how, sizeof how) != 0)
         engine_process_kill(&l->process);
     if (told)
@@ -655,8 +823,9 @@ static void bury_child(struct engine_link *l)
     else
         snprintf(reason, sizeof reason, "%s", how);
     snprintf(message, sizeof message,
-             "ENGINE the embedding engine stopped (%s); it is being restarted, try again",
-             reason);
+             "ENGINE the embedding engine of model '%s' stopped (%s); it is being restarted, "
+             "try again",
+             l->label, reason);
     fail_all(l, KITH_ECLOSED, message);
     while (engine_process_reap(&l->process, 1000, how, sizeof how) != 0)
         continue;
@@ -667,31 +836,45 @@ static void bury_child(struct engine_link *l)
     pthread_cond_broadcast(&l->changed);
     pthread_mutex_unlock(&l->lock);
     if (!closing)
-        log_warning("engine stopped: %s; it is started again in %" PRId64 " ms", reason,
-                    l->backoff_ms);
+        log_warning("engine %s stopped: %s; it is started again in %" PRId64 " ms", l->label,
+                    reason, l->backoff_ms);
+    tell(l);
+}
+
+/* Until the next child is to be started; false: until the end of the link. */
+static bool wait_for_start(struct engine_link *l)
+{
+    for (;;) {
+        pthread_mutex_lock(&l->lock);
+        bool closing = l->closing, away = l->state == ENGINE_AWAY;
+        int64_t left_ms =
+            l->state == ENGINE_LOADING ? 0 : (l->next_start_us - clock_mono_us() + 999) / 1000;
+        pthread_mutex_unlock(&l->lock);
+        if (closing)
+            return false;
+        if (!away && left_ms <= 0)
+            return true;
+        struct pollfd fd = {.fd = l->wake_fd, .events = POLLIN};
+        if (poll(&fd, 1, away ? -1 : (int)left_ms) > 0)
+            drain_wake(l);
+    }
 }
 
 static void *link_main(void *arg)
 {
     struct engine_link *l = arg;
-    for (;;) {
+    while (wait_for_start(l)) {
         if (start_child(l))
             serve_child(l);
-        bury_child(l);
-        for (;;) {
-            pthread_mutex_lock(&l->lock);
-            bool closing = l->closing;
-            int64_t left_ms = (l->next_start_us - clock_mono_us() + 999) / 1000;
-            pthread_mutex_unlock(&l->lock);
-            if (closing)
-                return NULL;
-            if (left_ms <= 0)
-                break;
-            struct pollfd fd = {.fd = l->wake_fd, .events = POLLIN};
-            if (poll(&fd, 1, (int)left_ms) > 0)
-                drain_wake(l);
-        }
+        pthread_mutex_lock(&l->lock);
+        bool ending = l->ending && !l->closing;
+        pthread_mutex_unlock(&l->lock);
+        if (ending)
+            end_child(l);
+        else
+            bury_child(l);
     }
+    return NULL;
 }
 
 /* --- opening, closing, looking --- */
@@ -722,11 +905,22 @@ static void free_link(struct engine_link *l)
         resp_reader_free(l->reader);
     resp_request_deinit(&l->message);
     mem_free(l->vectors);
-    mem_free(l->model_path);
-    mem_free(l->precision);
+    mem_free(l->label);
+    for (int i = 0; i < ARGUMENTS_MAX; i++)
+        mem_free(l->arguments[i]);
     pthread_cond_destroy(&l->changed);
     pthread_mutex_destroy(&l->lock);
     mem_free(l);
+}
+
+static bool copy_arguments(struct engine_link *l, const char *const *arguments)
+{
+    for (int i = 0; arguments[i]; i++) {
+        assert(i + 1 < ARGUMENTS_MAX);
+        if (!(l->arguments[i] = mem_strdup(arguments[i])))
+            return false;
+    }
+    return true;
 }
 
 int engine_link_open(struct engine_link **out, const struct engine_link_options *o,
@@ -743,19 +937,21 @@ int engine_link_open(struct engine_link **out, const struct engine_link_options 
     pthread_condattr_destroy(&monotonic);
     resp_request_init(&l->message);
     l->process.fd = -1;
-    l->state = LINK_LOADING; /* as good as: the thread starts the child first of all */
+    /* Unless away, LOADING as good as is: the thread starts the child first of all. */
+    l->state = o->away ? ENGINE_AWAY : ENGINE_LOADING;
+    l->returning = o->away;
     l->started_us = clock_mono_us();
-    l->threads = o->threads;
-    l->batch_tokens = o->batch_tokens;
-    l->batch_wait_us = o->batch_wait_us;
-    l->queue_tokens = o->queue_tokens;
     l->bytes_limit = (size_t)o->queue_tokens * BYTES_A_TOKEN;
-    l->model_path = mem_strdup(o->model);
-    l->precision = mem_strdup(o->precision ? o->precision : "auto");
+    l->label = mem_strdup(o->label);
+    l->on_start = o->on_start;
+    l->on_ready = o->on_ready;
+    l->on_change = o->on_change;
+    l->arg = o->arg;
+    bool copied = l->label && copy_arguments(l, o->arguments);
     l->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     engine_link_set_timeout(l, o->timeout_ms);
     int rc = find_program(l->program, sizeof l->program, o->program, e);
-    if (rc == 0 && (!l->model_path || !l->precision))
+    if (rc == 0 && !copied)
         rc = err_set(e, KITH_ENOMEM, "out of memory");
     if (rc == 0 && l->wake_fd < 0)
         rc = err_set_errno(e, errno, "eventfd");
@@ -789,20 +985,25 @@ int engine_link_wait_ready(struct engine_link *l, int64_t timeout_ms, struct err
     if (!l->tried)
         rc =
             err_set(e, KITH_EBUSY, "the engine was not ready after %" PRId64 " ms", timeout_ms);
-    else if (l->state != LINK_READY)
+    else if (l->state != ENGINE_READY)
         rc = err_set(e, KITH_ECLOSED, "%s", l->stats.last_error);
     pthread_mutex_unlock(&l->lock);
     return rc;
+}
+
+void engine_link_shut(struct engine_link *l)
+{
+    pthread_mutex_lock(&l->lock);
+    l->closing = true;
+    pthread_mutex_unlock(&l->lock);
+    wake(l);
 }
 
 void engine_link_close(struct engine_link *l)
 {
     if (!l)
         return;
-    pthread_mutex_lock(&l->lock);
-    l->closing = true;
-    pthread_mutex_unlock(&l->lock);
-    wake(l);
+    engine_link_shut(l);
     pthread_join(l->thread, NULL);
     free_link(l);
 }
@@ -811,7 +1012,7 @@ bool engine_link_model(struct engine_link *l, struct engine_model *model)
 {
     pthread_mutex_lock(&l->lock);
     *model = l->model;
-    bool up = l->state == LINK_READY;
+    bool up = l->state == ENGINE_READY;
     pthread_mutex_unlock(&l->lock);
     return up;
 }
@@ -820,6 +1021,9 @@ void engine_link_stats(struct engine_link *l, struct engine_stats *out)
 {
     pthread_mutex_lock(&l->lock);
     *out = l->stats;
+    out->state = l->state;
+    out->slow_load = l->slow_load;
+    out->tried = l->tried;
     pthread_mutex_unlock(&l->lock);
 }
 
