@@ -661,7 +661,7 @@ static bool start_child(struct engine_link *l)
             l->state = ENGINE_LOADING;
         l->slow_load = false;
         l->stats.pid = p.pid;
-        if (l->returning)
+        if (l->tried && l->returning)
             l->stats.returns++;
         else if (l->tried)
             l->stats.restarts++;

@@ -367,12 +367,12 @@ static int submit(struct service *s, struct ticket *t, const struct resp_request
         return err_set(e, KITH_ENOMEM, "out of memory for %u texts", n);
     for (uint32_t i = 0; i < n; i++)
         texts[i] = (struct embedder_text){.p = q->argv[i + 3].p, .n = q->argv[i + 3].n};
-    const struct embedder_request request = {.texts = texts,
-                                             .n = n,
-                                             .truncate =
-                                                 q->argv[2].n == 1 && q->argv[2].p[0] == 't',
-                                             .done = answer,
-                                             .arg = t};
+    const struct embedder_request request = {
+        .texts = texts,
+        .n = n,
+        .truncate = memchr(q->argv[2].p, 't', q->argv[2].n) != NULL,
+        .done = answer,
+        .arg = t};
     int rc = embedder_submit(s->embedder, &request, e);
     mem_free(texts);
     return rc;
