@@ -143,19 +143,12 @@ static void end_change(struct models *m, struct change *c)
     }
 }
 
-/* Takes the model out, for good. The lock is left while its child ends. Other changes that wait
- * for it get `why`. */
+/* Takes the model out, for good. The lock is left while its child ends. Changes that wait for it
+ * get `why`, once its name is free. */
 static void remove_model(struct models *m, struct model *d, const struct err *why)
 {
     struct change *c, *following;
     d->leaving = true;
-    for (c = TAILQ_FIRST(&m->changes); c; c = following) {
-        following = TAILQ_NEXT(c, next);
-        if (c->model != d || c->done)
-            continue;
-        c->result = *why;
-        end_change(m, c);
-    }
     engine_link_shut(d->link);
     while (d->users > 0)
         pthread_cond_wait(&m->look, &m->lock);
@@ -164,6 +157,13 @@ static void remove_model(struct models *m, struct model *d, const struct err *wh
     pthread_mutex_lock(&m->lock);
     TAILQ_REMOVE(&m->list, d, next);
     atomic_fetch_sub(&m->n_models, 1);
+    for (c = TAILQ_FIRST(&m->changes); c; c = following) {
+        following = TAILQ_NEXT(c, next);
+        if (c->model != d || c->done)
+            continue;
+        c->result = *why;
+        end_change(m, c);
+    }
     mem_free(d);
 }
 
