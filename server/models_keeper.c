@@ -143,8 +143,8 @@ static void end_change(struct models *m, struct change *c)
     }
 }
 
-/* Takes the model out, for good. The lock is left while its child ends. Changes that wait for it
- * get `why`, once its name is free. */
+/* Takes the model out, for good. The lock is left while its child ends. Changes that wait for
+ * it get `why`, once its name is free. */
 static void remove_model(struct models *m, struct model *d, const struct err *why)
 {
     struct change *c, *following;
