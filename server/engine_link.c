@@ -25,609 +25,42 @@
  * which does not block; what the socket does not take is sent by the link's thread when poll
  * says so. The buffer is bounded by bytes_limit, which stands for engine-queue-tokens.
  *
- * Callbacks run without the lock. A request is taken out of the table before its callback runs,
- * so it runs once whoever finds it first: the answer, the engine's death, or the end of the
- * link. */
-#include "server/engine_link.h"
-
+ * Callbacks run without the lock. The child's life is in this file, requests and the sending of
+ * them in engine_requests.c, the answers in engine_answers.c. A request is taken out of the
+ * table before its callback runs, so it runs once whoever finds it first: the answer, the
+ * engine's death, or the end of the link. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "protocol/resp_read.h"
 #include "protocol/resp_write.h"
-#include "server/engine_process.h"
+#include "server/engine_link_parts.h"
 
 enum {
-    BUCKETS = 1024,
-    BYTES_A_TOKEN =
-        8, /* generous: English has about 4, and a refusal too early is the worse fault */
-    READ_BYTES = 16 * 1024,
     PING_INTERVAL_MS = 1000,
-    ARGUMENTS_MAX = 32,
     BACKOFF_FIRST_MS = 100,
     BACKOFF_MAX_MS = 10000,
     GOOD_LIFE_MS = 10000,
     LOAD_LIMIT_MS = 600000,
     STATUS_WAIT_MS = 200,
     CLOSE_WAIT_MS = 2000,
-    PROGRAM_MAX = 4096
+    /* Generous: English has about 4, and a refusal too early is the worse fault. */
+    BYTES_A_TOKEN = 8
 };
 
-#define CLOSING "ENGINE the engine of model '%s' is shutting down"
-#define SLOW_LOAD "ENGINE the engine of model '%s' is still loading it, try again"
-
-struct request {
-    struct request *next;
-    uint64_t id;
-    enum engine_task task;
-    uint32_t n;                   /* of the texts; of ENGINE_RERANK of the documents */
-    size_t message_at, message_n; /* in the outgoing buffer, while nothing was sent yet */
-    size_t bytes;
-    void (*done)(void *arg, const struct engine_answer *a);
-    void *arg;
-};
-
-struct engine_link {
-    char program[PROGRAM_MAX];
-    char *label;
-    char *arguments[ARGUMENTS_MAX]; /* after the program's name; NULL-terminated */
-    void (*on_start)(void *arg);
-    void (*on_ready)(void *arg, const struct engine_model *model);
-    void (*on_change)(void *arg);
-    void *arg;
-    _Atomic int64_t timeout_ms;
-    size_t bytes_limit;
-    int wake_fd;
-    pthread_t thread;
-
-    pthread_mutex_t lock; /* guards all down to the next comment */
-    pthread_cond_t changed;
-    enum engine_state state;
-    bool closing, slow_load;
-    bool tried;  /* the first start came to READY or to its end */
-    bool ending; /* put away: the child that runs is to end, without a word */
-    struct engine_process process;
-    struct buf out;
-    size_t out_sent;
-    struct request *buckets[BUCKETS];
-    size_t bytes_waiting;
-    uint64_t next_id;
-    int64_t next_start_us;
-    struct engine_model model;
-    struct engine_stats stats;
-
-    /* The link's thread only. */
-    struct resp_reader *reader;
-    struct resp_request message;
-    char read_buffer[READ_BYTES];
-    float *vectors;
-    size_t vectors_cap;
-    bool returning; /* the next start is no restart: it was put away */
-    int64_t started_us, last_ping_us, backoff_ms;
-    int64_t
-        unanswered_us; /* when the oldest PING without a PONG was sent, 0 when there is none */
-    char end_reason[512];
-};
-
-static void tell(struct engine_link *l)
+void link_tell(struct engine_link *l)
 {
     if (l->on_change)
         l->on_change(l->arg);
-}
-
-/* --- requests --- */
-
-static void answer_error(void (*done)(void *, const struct engine_answer *), void *arg,
-                         int code, const char *message)
-{
-    struct engine_answer a = {.code = code, .message = message};
-    done(arg, &a);
-}
-
-/* Takes the request out of the table; NULL when it was answered already. Lock held. */
-static struct request *take_request(struct engine_link *l, uint64_t id)
-{
-    struct request **at = &l->buckets[id % BUCKETS];
-    while (*at && (*at)->id != id)
-        at = &(*at)->next;
-    struct request *r = *at;
-    if (r) {
-        *at = r->next;
-        l->bytes_waiting -= r->bytes;
-        l->stats.queued--;
-    }
-    return r;
-}
-
-/* Takes all out, in no order. Lock held. */
-static struct request *take_all(struct engine_link *l)
-{
-    struct request *all = NULL;
-    for (int b = 0; b < BUCKETS; b++)
-        while (l->buckets[b]) {
-            struct request *r = take_request(l, l->buckets[b]->id);
-            r->next = all;
-            all = r;
-        }
-    return all;
-}
-
-/* Answers everything that waits with one error and empties the outgoing buffer. Lock not held.
- */
-static void fail_all(struct engine_link *l, int code, const char *message)
-{
-    pthread_mutex_lock(&l->lock);
-    struct request *r = take_all(l);
-    buf_clear(&l->out);
-    l->out_sent = 0;
-    for (struct request *i = r; i; i = i->next)
-        l->stats.failed++;
-    pthread_mutex_unlock(&l->lock);
-    while (r) {
-        struct request *next = r->next;
-        answer_error(r->done, r->arg, code, message);
-        mem_free(r);
-        r = next;
-    }
-}
-
-/* --- sending --- */
-
-/* Sends what the socket takes. An error is not handled here: the reading side meets it too.
- * Lock held. */
-static void send_some(struct engine_link *l)
-{
-    while (l->process.fd >= 0 && l->out_sent < l->out.len) {
-        ssize_t n = send(l->process.fd, l->out.data + l->out_sent, l->out.len - l->out_sent,
-                         MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            break;
-        l->out_sent += (size_t)n;
-    }
-    if (l->out_sent == l->out.len) {
-        buf_clear(&l->out);
-        l->out_sent = 0;
-    } else if (l->out_sent > l->out.len / 2) {
-        buf_consume(&l->out, l->out_sent);
-        l->out_sent = 0;
-    }
-}
-
-static void wake(struct engine_link *l)
-{
-    uint64_t one = 1;
-    ssize_t n = write(l->wake_fd, &one, sizeof one);
-    (void)n; /* a full counter wakes as well */
-}
-
-static void put_request(struct engine_link *l, uint64_t id, const struct engine_request *q)
-{
-    char flags[4];
-    size_t n = 0;
-    if (q->truncate)
-        flags[n++] = 't';
-    if (q->role != ENGINE_ROLE_NONE)
-        flags[n++] = q->role == ENGINE_ROLE_QUERY ? 'q' : 'd';
-    if (n == 0)
-        flags[n++] = '-';
-    struct resp_out o = {.to = &l->out, .proto = 2};
-    resp_array(o, (size_t)q->n + 3);
-    resp_bulk_str(o, q->task == ENGINE_RERANK ? "RERANK" : "EMBED");
-    resp_bulkf(o, "%" PRIu64, id);
-    resp_bulk(o, flags, n);
-    for (uint32_t i = 0; i < q->n; i++)
-        resp_bulk(o, q->texts[i].p, q->texts[i].n);
-}
-
-/* What is said to a request for a task that the model does not have. Lock held. */
-static void say_unfit(const struct engine_link *l, enum engine_task task, char *message,
-                      size_t size)
-{
-    if (task == ENGINE_RERANK)
-        snprintf(
-            message, size,
-            "ERR model '%s' makes vectors and does not rerank: EMBED asks it, RERANK takes "
-            "a reranker",
-            l->label);
-    else
-        snprintf(message, size,
-                 "ERR model '%s' reranks and makes no vectors: RERANK asks it, EMBED takes an "
-                 "embedding model",
-                 l->label);
-}
-
-/* Why a request cannot be taken now; 0 when it can. Lock held. */
-static int refuse(struct engine_link *l, size_t bytes, const struct engine_request *q,
-                  char *message, size_t size)
-{
-    int64_t left_ms = (l->next_start_us - clock_mono_us()) / 1000;
-    if (l->closing) {
-        snprintf(message, size, CLOSING, l->label);
-        return KITH_ECLOSED;
-    }
-    if (q->n < (q->task == ENGINE_RERANK ? 2u : 1u)) {
-        snprintf(message, size, "ERR there is no text to %s",
-                 q->task == ENGINE_RERANK ? "rerank" : "embed");
-        return KITH_EINVAL;
-    }
-    if (l->state == ENGINE_READY && !(l->model.tasks & q->task)) {
-        say_unfit(l, q->task, message, size);
-        return KITH_EUNSUPPORTED;
-    }
-    if (l->state == ENGINE_DOWN) {
-        snprintf(
-            message, size,
-            "ENGINE the embedding engine of model '%s' is down (%s); the next start is tried "
-            "in %" PRId64 " ms",
-            l->label, l->stats.last_error[0] ? l->stats.last_error : "not started yet",
-            left_ms > 0 ? left_ms : 0);
-        return KITH_ECLOSED;
-    }
-    if (l->slow_load) {
-        snprintf(message, size, SLOW_LOAD, l->label);
-        return KITH_ECLOSED;
-    }
-    if (l->bytes_waiting > 0 && l->bytes_waiting + bytes > l->bytes_limit) {
-        snprintf(message, size,
-                 "BUSY the embedding engine of model '%s' has %zu bytes of text waiting; raise "
-                 "engine-queue-tokens or try again",
-                 l->label, l->bytes_waiting);
-        return KITH_EBUSY;
-    }
-    return 0;
-}
-
-/* The request joins those under way; what it says is in the outgoing buffer from `at` on. Lock
- * held. */
-static void add_request(struct engine_link *l, struct request *r,
-                        const struct engine_request *q, size_t bytes, size_t at)
-{
-    *r = (struct request){.id = l->next_id++,
-                          .task = q->task,
-                          .n = q->task == ENGINE_RERANK ? q->n - 1 : q->n,
-                          .message_at = at,
-                          .message_n = l->out.len - at,
-                          .bytes = bytes,
-                          .done = q->done,
-                          .arg = q->arg};
-    r->next = l->buckets[r->id % BUCKETS];
-    l->buckets[r->id % BUCKETS] = r;
-    l->bytes_waiting += bytes;
-    l->stats.queued++;
-}
-
-/* Leaves AWAY; the thread does the rest. Lock held. */
-static void begin_return(struct engine_link *l)
-{
-    l->state = ENGINE_LOADING;
-    l->slow_load = false;
-}
-
-int engine_ask(struct engine_link *l, const struct engine_request *q)
-{
-    char message[1024];
-    size_t bytes = 0;
-    for (uint32_t i = 0; i < q->n; i++)
-        bytes += q->texts[i].n;
-    struct request *r = mem_alloc(sizeof *r);
-    pthread_mutex_lock(&l->lock);
-    l->stats.requests++;
-    l->stats.texts += q->n;
-    int rc = refuse(l, bytes, q, message, sizeof message);
-    size_t before = l->out.len;
-    if (rc == 0) {
-        if (r)
-            put_request(l, l->next_id, q);
-        if (!r || l->out.failed) {
-            l->out.len = before;
-            l->out.failed = false;
-            snprintf(message, sizeof message, "OOM out of memory for %zu bytes of text", bytes);
-            rc = KITH_ENOMEM;
-        }
-    }
-    if (rc != 0) {
-        l->stats.failed++;
-        pthread_mutex_unlock(&l->lock);
-        mem_free(r);
-        answer_error(q->done, q->arg, rc, message);
-        return rc;
-    }
-    add_request(l, r, q, bytes, before);
-    bool rouse = l->state == ENGINE_AWAY;
-    if (rouse)
-        begin_return(l);
-    if (l->state == ENGINE_READY) {
-        send_some(l);
-        rouse = l->out.len > 0;
-    }
-    pthread_mutex_unlock(&l->lock);
-    if (rouse)
-        wake(l);
-    return 0;
-}
-
-void engine_link_bring_back(struct engine_link *l)
-{
-    pthread_mutex_lock(&l->lock);
-    bool away = l->state == ENGINE_AWAY && !l->closing;
-    if (away)
-        begin_return(l);
-    pthread_mutex_unlock(&l->lock);
-    if (away) {
-        wake(l);
-        tell(l);
-    }
-}
-
-bool engine_link_put_away(struct engine_link *l, const char *why)
-{
-    pthread_mutex_lock(&l->lock);
-    bool runs = l->state == ENGINE_READY || (why && l->state == ENGINE_LOADING);
-    bool puts = runs && !l->closing && (why || l->stats.queued == 0);
-    if (puts) {
-        l->state = ENGINE_AWAY;
-        l->ending = true;
-        l->stats.up = false;
-        if (!why) { /* what is left is at most half a PING */
-            buf_clear(&l->out);
-            l->out_sent = 0;
-        }
-    }
-    pthread_mutex_unlock(&l->lock);
-    if (puts && why)
-        fail_all(l, KITH_ELIMIT, why);
-    if (puts)
-        wake(l);
-    return puts;
-}
-
-/* --- what the engine says --- */
-
-static void set_end(struct engine_link *l, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-static void set_end(struct engine_link *l, const char *format, ...)
-{
-    if (l->end_reason[0])
-        return; /* the first reason is the cause */
-    va_list ap;
-    va_start(ap, format);
-    vsnprintf(l->end_reason, sizeof l->end_reason, format, ap);
-    va_end(ap);
-}
-
-static bool word_number(struct slice s, uint64_t *v)
-{
-    char copy[24], *end;
-    if (s.n == 0 || s.n >= sizeof copy || s.p[0] < '0' || s.p[0] > '9')
-        return false;
-    memcpy(copy, s.p, s.n);
-    copy[s.n] = '\0';
-    *v = strtoull(copy, &end, 10);
-    return *end == '\0';
-}
-
-/* Requests that waited for the model while nobody knew its tasks, and that it does not have:
- * out of the table and, as nothing was sent yet, out of the buffer. Lock held. */
-static struct request *take_unfit(struct engine_link *l)
-{
-    struct request *unfit = NULL;
-    size_t kept = 0;
-    for (uint64_t id = l->next_id - l->stats.queued; id < l->next_id && l->stats.queued; id++) {
-        struct request *r = l->buckets[id % BUCKETS];
-        while (r && r->id != id)
-            r = r->next;
-        if (!r)
-            continue;
-        if (r->task & l->model.tasks) {
-            memmove(l->out.data + kept, l->out.data + r->message_at, r->message_n);
-            kept += r->message_n;
-            continue;
-        }
-        take_request(l, id);
-        l->stats.failed++;
-        r->next = unfit;
-        unfit = r;
-    }
-    l->out.len = kept;
-    return unfit;
-}
-
-static bool on_ready(struct engine_link *l, const struct slice *words, int n)
-{
-    struct engine_model m;
-    if (!engine_model_read(&m, words + 1, n - 1))
-        return false;
-    int64_t now = clock_mono_us();
-    log_notice("engine %s ready: model %s, %" PRIu32 " dimensions, context %" PRIu32
-               ", %s, kernels %s, precision %s, loaded in %" PRId64 " ms",
-               l->label, m.name, m.dim, m.context, m.type, m.kernels, m.precision,
-               (now - l->started_us) / 1000);
-    l->last_ping_us = now;
-    l->unanswered_us = 0;
-    if (l->on_ready)
-        l->on_ready(l->arg, &m);
-    pthread_mutex_lock(&l->lock);
-    if (l->ending) { /* put away meanwhile */
-        pthread_mutex_unlock(&l->lock);
-        return true;
-    }
-    l->model = m;
-    struct request *unfit = take_unfit(l);
-    l->state = ENGINE_READY;
-    l->slow_load = false;
-    l->tried = true;
-    l->stats.up = true;
-    send_some(l);
-    pthread_cond_broadcast(&l->changed);
-    pthread_mutex_unlock(&l->lock);
-    while (unfit) {
-        char message[512];
-        struct request *r = unfit;
-        unfit = r->next;
-        say_unfit(l, r->task, message, sizeof message);
-        answer_error(r->done, r->arg, KITH_EUNSUPPORTED, message);
-        mem_free(r);
-    }
-    tell(l);
-    return true;
-}
-
-/* VECTORS id n dim n_tokens blob, or SCORES id n n_tokens blob. */
-static bool on_vectors(struct engine_link *l, const struct slice *words, int n)
-{
-    bool scores = slice_is(words[0], "SCORES");
-    uint64_t id, n_texts, dim = 1, tokens;
-    if (n != (scores ? 5 : 6) || !word_number(words[1], &id) ||
-        !word_number(words[2], &n_texts) || (!scores && !word_number(words[3], &dim)) ||
-        !word_number(words[n - 2], &tokens))
-        return false;
-    struct slice blob = words[n - 1];
-    pthread_mutex_lock(&l->lock);
-    struct request *r = take_request(l, id);
-    uint32_t want_dim = scores ? 1 : l->model.dim;
-    pthread_mutex_unlock(&l->lock);
-    if (!r)
-        return true; /* given up before the answer came */
-    struct engine_answer a = {
-        .n = r->n, .dim = want_dim, .n_tokens = (uint32_t)tokens, .model = &l->model};
-    size_t floats = (size_t)r->n * want_dim;
-    bool fits = scores == (r->task == ENGINE_RERANK) && n_texts == r->n && dim == want_dim &&
-                blob.n == floats * sizeof(float);
-    if (fits && floats > l->vectors_cap) {
-        float *bigger = mem_realloc_n(l->vectors, floats, sizeof(float));
-        if (bigger) {
-            l->vectors = bigger;
-            l->vectors_cap = floats;
-        } else {
-            a.code = KITH_ENOMEM;
-            a.message = "OOM out of memory for the engine's vectors";
-        }
-    }
-    if (!fits) {
-        a.code = KITH_EPROTO;
-        a.message = "ENGINE the embedding engine answered with vectors of a wrong shape";
-    } else if (a.code == 0) {
-        memcpy(l->vectors, blob.p, blob.n); /* the socket's bytes are not aligned */
-        a.vectors = l->vectors;
-    }
-    r->done(r->arg, &a);
-    mem_free(r);
-    return fits;
-}
-
-static bool on_error(struct engine_link *l, const struct slice *words, int n)
-{
-    uint64_t id;
-    if (n != 4 || !word_number(words[1], &id))
-        return false;
-    int code = KITH_EIO;
-    const char *prefix = "ENGINE";
-    if (slice_is(words[2], "INVALID")) {
-        code = KITH_EINVAL;
-        prefix = "ERR";
-    } else if (slice_is(words[2], "BUSY")) {
-        code = KITH_EBUSY;
-        prefix = "BUSY";
-    }
-    pthread_mutex_lock(&l->lock);
-    struct request *r = take_request(l, id);
-    if (r)
-        l->stats.failed++;
-    pthread_mutex_unlock(&l->lock);
-    if (!r)
-        return true;
-    char message[1024];
-    snprintf(message, sizeof message, "%s %.*s", prefix,
-             (int)(words[3].n < 900 ? words[3].n : 900), words[3].p);
-    answer_error(r->done, r->arg, code, message);
-    mem_free(r);
-    return true;
-}
-
-static bool on_pong(struct engine_link *l, const struct slice *words, int n)
-{
-    uint64_t v[4];
-    if (n < 6)
-        return false;
-    for (int i = 0; i < 4; i++)
-        if (!word_number(words[i + 2], &v[i]))
-            return false;
-    l->unanswered_us = 0;
-    pthread_mutex_lock(&l->lock);
-    l->stats.batches = v[1];
-    l->stats.tokens = v[2];
-    pthread_mutex_unlock(&l->lock);
-    return true;
-}
-
-static bool on_message(struct engine_link *l, const struct slice *words, int n)
-{
-    pthread_mutex_lock(&l->lock);
-    bool ready = l->state == ENGINE_READY, ending = l->ending;
-    pthread_mutex_unlock(&l->lock);
-    if (n < 1)
-        return false;
-    if (ending)
-        return true; /* the last words of one that is put away */
-    if (!ready && slice_is(words[0], "READY"))
-        return on_ready(l, words, n);
-    if (!ready && slice_is(words[0], "FAIL") && n == 2) {
-        set_end(l, "the model could not be loaded: %.*s",
-                (int)(words[1].n < 440 ? words[1].n : 440), words[1].p);
-        return true;
-    }
-    if (ready && (slice_is(words[0], "VECTORS") || slice_is(words[0], "SCORES")))
-        return on_vectors(l, words, n);
-    if (ready && slice_is(words[0], "ERROR"))
-        return on_error(l, words, n);
-    if (ready && slice_is(words[0], "PONG"))
-        return on_pong(l, words, n);
-    return false;
-}
-
-/* Reads what is there and acts on whole messages. False when the child is to be given up. */
-static bool read_some(struct engine_link *l)
-{
-    static const struct resp_limits limits = {.max_bulk_bytes = RESP_BULK_MAX,
-                                              .max_request_bytes = RESP_BULK_MAX,
-                                              .authenticated = true};
-    ssize_t got = recv(l->process.fd, l->read_buffer, READ_BYTES, MSG_DONTWAIT);
-    if (got < 0 && (errno == EAGAIN || errno == EINTR))
-        return true;
-    if (got <= 0)
-        return false; /* how it ended is what waitpid says */
-    struct err e = {0};
-    if (resp_reader_feed(l->reader, l->read_buffer, (size_t)got) != 0) {
-        set_end(l, "out of memory reading its answers");
-        return false;
-    }
-    for (;;) {
-        enum resp_status status = resp_reader_next(l->reader, &limits, &l->message, &e);
-        if (status == RESP_INCOMPLETE)
-            return true;
-        bool good = status == RESP_REQUEST && on_message(l, l->message.argv, l->message.argc);
-        resp_request_reset(&l->message);
-        if (!good) {
-            set_end(l, "it said something that is not the protocol %s", e.message);
-            return false;
-        }
-    }
 }
 
 /* --- the child's life --- */
@@ -643,7 +76,7 @@ static bool fresh_reader(struct engine_link *l)
 
 static bool start_child(struct engine_link *l)
 {
-    const char *argv[ARGUMENTS_MAX + 1] = {l->program};
+    const char *argv[LINK_ARGUMENTS_MAX + 1] = {l->program};
     for (int i = 0; l->arguments[i]; i++)
         argv[i + 1] = l->arguments[i];
     if (l->on_start)
@@ -669,10 +102,10 @@ static bool start_child(struct engine_link *l)
     pthread_mutex_unlock(&l->lock);
     l->returning = false;
     if (rc != 0)
-        set_end(l, "%s", e.message);
+        link_set_end(l, "%s", e.message);
     else
         log_notice("engine %s started with process id %d", l->label, p.pid);
-    tell(l);
+    link_tell(l);
     return rc == 0;
 }
 
@@ -690,7 +123,7 @@ static bool keep_time(struct engine_link *l, bool quiet)
         return true;
     if (!ready) {
         if (age_ms > LOAD_LIMIT_MS) {
-            set_end(l, "it did not finish loading in %d s", LOAD_LIMIT_MS / 1000);
+            link_set_end(l, "it did not finish loading in %d s", LOAD_LIMIT_MS / 1000);
             return false;
         }
         if (age_ms > timeout_ms && !l->slow_load) {
@@ -698,14 +131,15 @@ static bool keep_time(struct engine_link *l, bool quiet)
             l->slow_load = true;
             pthread_mutex_unlock(&l->lock);
             char message[256];
-            snprintf(message, sizeof message, SLOW_LOAD, l->label);
-            fail_all(l, KITH_ECLOSED, message);
-            tell(l);
+            snprintf(message, sizeof message, LINK_SLOW_LOAD, l->label);
+            link_fail_all(l, KITH_ECLOSED, message);
+            link_tell(l);
         }
         return true;
     }
     if (quiet && l->unanswered_us > 0 && now - l->unanswered_us > timeout_ms * 1000) {
-        set_end(l, "it did not answer for %" PRId64 " ms", (now - l->unanswered_us) / 1000);
+        link_set_end(l, "it did not answer for %" PRId64 " ms",
+                     (now - l->unanswered_us) / 1000);
         return false;
     }
     int64_t interval_ms = timeout_ms / 2 < PING_INTERVAL_MS ? timeout_ms / 2 : PING_INTERVAL_MS;
@@ -719,7 +153,7 @@ static bool keep_time(struct engine_link *l, bool quiet)
             resp_array(o, 2);
             resp_bulk_str(o, "PING");
             resp_bulk_str(o, "0");
-            send_some(l);
+            link_send_some(l);
         }
         pthread_mutex_unlock(&l->lock);
     }
@@ -740,7 +174,7 @@ static void serve_child(struct engine_link *l)
         pthread_mutex_lock(&l->lock);
         bool leaving = l->closing || l->ending;
         if (l->state == ENGINE_READY)
-            send_some(l);
+            link_send_some(l);
         bool sending = l->state == ENGINE_READY && l->out.len > 0;
         pthread_mutex_unlock(&l->lock);
         if (leaving)
@@ -753,13 +187,13 @@ static void serve_child(struct engine_link *l)
                                                          : PING_INTERVAL_MS / 4;
         int rc = poll(fds, 2, wait);
         if (rc < 0 && errno != EINTR) {
-            set_end(l, "poll: %s", strerror(errno));
+            link_set_end(l, "poll: %s", strerror(errno));
             return;
         }
         if (rc > 0 && fds[1].revents)
             drain_wake(l);
         bool readable = rc > 0 && (fds[0].revents & (POLLIN | POLLHUP | POLLERR));
-        if (readable && !read_some(l))
+        if (readable && !link_read_some(l))
             return;
         if (!keep_time(l, !readable))
             return;
@@ -787,7 +221,7 @@ static void end_child(struct engine_link *l)
     l->returning = true;
     l->backoff_ms = 0;
     log_notice("engine %s put away", l->label);
-    tell(l);
+    link_tell(l);
 }
 
 /* Ends the child if it has not ended, tells everybody, and plans the next start. */
@@ -813,8 +247,8 @@ static void bury_child(struct engine_link *l)
     bool told = l->end_reason[0] != '\0';
     int64_t wait_ms = closing ? CLOSE_WAIT_MS : told ? 0 : STATUS_WAIT_MS;
     if (closing) {
-        snprintf(message, sizeof message, CLOSING, l->label);
-        fail_all(l, KITH_ECLOSED, message);
+        snprintf(message, sizeof message, LINK_CLOSING, l->label);
+        link_fail_all(l, KITH_ECLOSED, message);
     }
     if (engine_process_reap(&l->process, wait_ms, how, sizeof how) != 0)
         engine_process_kill(&l->process);
@@ -826,7 +260,7 @@ static void bury_child(struct engine_link *l)
              "ENGINE the embedding engine of model '%s' stopped (%s); it is being restarted, "
              "try again",
              l->label, reason);
-    fail_all(l, KITH_ECLOSED, message);
+    link_fail_all(l, KITH_ECLOSED, message);
     while (engine_process_reap(&l->process, 1000, how, sizeof how) != 0)
         continue;
     pthread_mutex_lock(&l->lock);
@@ -838,7 +272,7 @@ static void bury_child(struct engine_link *l)
     if (!closing)
         log_warning("engine %s stopped: %s; it is started again in %" PRId64 " ms", l->label,
                     reason, l->backoff_ms);
-    tell(l);
+    link_tell(l);
 }
 
 /* Until the next child is to be started; false: until the end of the link. */
@@ -906,7 +340,7 @@ static void free_link(struct engine_link *l)
     resp_request_deinit(&l->message);
     mem_free(l->vectors);
     mem_free(l->label);
-    for (int i = 0; i < ARGUMENTS_MAX; i++)
+    for (int i = 0; i < LINK_ARGUMENTS_MAX; i++)
         mem_free(l->arguments[i]);
     pthread_cond_destroy(&l->changed);
     pthread_mutex_destroy(&l->lock);
@@ -916,7 +350,7 @@ static void free_link(struct engine_link *l)
 static bool copy_arguments(struct engine_link *l, const char *const *arguments)
 {
     for (int i = 0; arguments[i]; i++) {
-        assert(i + 1 < ARGUMENTS_MAX);
+        assert(i + 1 < LINK_ARGUMENTS_MAX);
         if (!(l->arguments[i] = mem_strdup(arguments[i])))
             return false;
     }
@@ -996,7 +430,7 @@ void engine_link_shut(struct engine_link *l)
     pthread_mutex_lock(&l->lock);
     l->closing = true;
     pthread_mutex_unlock(&l->lock);
-    wake(l);
+    link_wake(l);
 }
 
 void engine_link_close(struct engine_link *l)
