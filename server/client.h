@@ -22,7 +22,10 @@ struct embedding {
     int code;            /* 0 or KITH_E*; then message says why ("ENGINE ..." or "ERR ...") */
     const char *message; /* a whole error reply without '-' */
     uint32_t n, dim;
-    const float *vectors; /* n x dim, row-major */
+    const float *vectors; /* n x dim, row-major; of RERANK the n scores, and dim is 1 */
+    const struct engine_model *model; /* that made them; NULL where code is not 0 */
+    bool named;                       /* the command named its model */
+    unsigned n_again;                 /* how often it was embedded anew */
 };
 
 enum { CLIENT_NOTE_BYTES = 160 };

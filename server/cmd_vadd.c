@@ -13,7 +13,6 @@
 #include "server/attributes.h"
 #include "server/commands_shared.h"
 #include "server/data.h"
-#include "server/engine_link.h"
 #include "server/server.h"
 #include "server/vector_args.h"
 
@@ -126,7 +125,7 @@ static bool vector_fits(struct client *c, const struct add *a, struct vector_arg
 {
     const struct vset_params *p = vset_params(v);
     bool projected = p->projection_dim != 0;
-    if (!vector_arg_model_fits(c, vector, v))
+    if (!vector_arg_model_fits(c, vector, v) || !vector_arg_cut_to_set(c, vector, v))
         return false;
     if ((projected ? a->reduce : vector->dim) != p->index.dim)
         return dim_mismatch(c, vector->dim, p);
@@ -195,12 +194,16 @@ static bool find_for_add(struct client *c, int first, int n, int step, struct vs
     return true;
 }
 
-/* Whether the command waits until link workers have made room in the set's tail. */
-static bool waits_for_room(struct client *c)
+/* Whether the command can run now: there is room in the set's tail, and its texts were embedded
+ * by the set's model. */
+static enum command_result begin(struct client *c)
 {
     struct key *k = keyspace_find(data_keyspace(c), c->db, c->argv[1], data_now_ms(c));
-    return k && k->type == OBJECT_VSET && index_tail_full(vset_index(k->vset)) &&
-           data_wait_for_room(c);
+    struct vset *v = k && k->type == OBJECT_VSET ? k->vset : NULL;
+    if (vector_arg_texts_again(c, v))
+        return COMMAND_TEXTS;
+    return v && index_tail_full(vset_index(v)) && data_wait_for_room(c) ? COMMAND_WAIT
+                                                                        : COMMAND_DONE;
 }
 
 /* --- VADD --- */
@@ -215,7 +218,7 @@ struct vadd {
 static bool bad_vadd_option(struct client *c, struct slice o)
 {
     const char *why = "is none of CAS, NOQUANT, Q8, BIN, M, EF, EX, PX and SETATTR";
-    if (slice_is(o, "TRUNCATE"))
+    if (slice_is(o, "TRUNCATE") || slice_is(o, "MODEL"))
         why = "goes with TEXT";
     else if (slice_is(o, "M") || slice_is(o, "EF") || slice_is(o, "EX") || slice_is(o, "PX") ||
              slice_is(o, "SETATTR"))
@@ -254,6 +257,8 @@ static bool parse_vadd(struct client *c, struct vadd *a)
             i += 2;
         } else if (slice_is(c->argv[i], "TRUNCATE") && a->vector.text) {
             i++; /* The engine was told when the command was read. */
+        } else if (slice_is(c->argv[i], "MODEL") && a->vector.text && i + 1 < c->argc) {
+            i += 2; /* likewise */
         } else {
             return bad_vadd_option(c, c->argv[i]);
         }
@@ -266,8 +271,9 @@ static enum command_result run_vadd(struct client *c)
     struct vadd a;
     struct vset *v;
     struct vset_params params;
-    if (waits_for_room(c))
-        return COMMAND_WAIT;
+    enum command_result result = begin(c);
+    if (result != COMMAND_DONE)
+        return result;
     if (!parse_vadd(c, &a) || !find_for_add(c, a.element, 1, 1, &v))
         return COMMAND_DONE;
     if (v ? !options_fit(c, &a.add, vset_params(v)) || !vector_fits(c, &a.add, &a.vector, v)
@@ -288,23 +294,17 @@ static enum command_result run_vadd(struct client *c)
     return COMMAND_DONE;
 }
 
-/* TRUNCATE counts where VADD reads options: after the element, and not as an option's value. */
+/* TRUNCATE and MODEL count where VADD reads options: after the element, and not as an option's
+ * value. */
 static void vadd_texts(const struct slice *argv, int argc, struct command_texts *out)
 {
     int at = argc > 5 && slice_is(argv[2], "REDUCE") ? 4 : 2;
     if (argc < at + 3 || !slice_is(argv[at], "TEXT"))
         return;
-    out->first = &argv[at + 1];
-    out->n = 1;
-    static const char *const with_value[] = {"EF", "M", "EX", "PX", "SETATTR"};
-    for (int i = at + 3; i < argc; i++) {
-        out->truncate |= slice_is(argv[i], "TRUNCATE");
-        for (size_t k = 0; k < sizeof with_value / sizeof *with_value; k++)
-            if (slice_is(argv[i], with_value[k])) {
-                i++;
-                break;
-            }
-    }
+    static const char *const with_value[] = {"EF", "M", "EX", "PX", "SETATTR", NULL};
+    *out = (struct command_texts){
+        .first = &argv[at + 1], .n = 1, .role = ENGINE_ROLE_DOCUMENT, .key = 1};
+    vector_arg_text_options(argv, at + 3, argc, with_value, out);
 }
 
 /* --- VMADD --- */
@@ -320,7 +320,7 @@ static const char *const form_words[] = {"FP32", "VALUES", "TEXT"};
 struct vmadd {
     struct add add;
     enum vmadd_form form;
-    bool attributes, truncate;
+    bool attributes, truncate, model;
     int n, step, first; /* records, arguments of each, the first one's element */
     int64_t dim;        /* of VALUES */
     struct vector_arg *vectors;
@@ -475,6 +475,11 @@ static bool parse_vmadd(struct client *c, struct vmadd *a)
             i++;
             continue;
         }
+        if (slice_is(c->argv[i], "MODEL") && i + 1 < c->argc) {
+            a->model = true;
+            i += 2;
+            continue;
+        }
         enum parsed parsed = parse_option(c, &i, c->argc, &a->add);
         if (parsed == PARSED_ERROR)
             return false;
@@ -489,9 +494,9 @@ static bool parse_vmadd(struct client *c, struct vmadd *a)
                    "ERR VMADD takes FP32, VALUES or TEXT and the elements after its options");
         return false;
     }
-    if (a->truncate && a->form != FORM_TEXT) {
-        resp_errorf(c->out, "ERR invalid option before %s: TRUNCATE goes with TEXT",
-                    form_words[a->form]);
+    if ((a->truncate || a->model) && a->form != FORM_TEXT) {
+        resp_errorf(c->out, "ERR invalid option before %s: %s goes with TEXT",
+                    form_words[a->form], a->truncate ? "TRUNCATE" : "MODEL");
         return false;
     }
     return parse_form(c, a, i) && parse_records(c, a);
@@ -500,25 +505,25 @@ static bool parse_vmadd(struct client *c, struct vmadd *a)
 /* Where VMADD reads them: what cannot be read here is refused by parse_vmadd, unembedded. */
 static void vmadd_texts(const struct slice *argv, int argc, struct command_texts *out)
 {
+    static const char *const with_value[] = {"EF", "M", "EX", "PX", NULL};
     struct vmadd a = {0};
-    bool truncate = false;
     int64_t n;
-    int i = argc > 3 && slice_is(argv[2], "REDUCE") ? 4 : 2;
-    for (; i < argc && !is_form(argv[i], &a.form); i++) {
-        if (slice_is(argv[i], "TRUNCATE"))
-            truncate = true;
-        else if (slice_is(argv[i], "EF") || slice_is(argv[i], "M") || slice_is(argv[i], "EX") ||
-                 slice_is(argv[i], "PX"))
+    int from = argc > 3 && slice_is(argv[2], "REDUCE") ? 4 : 2, i = from;
+    for (; i < argc && !is_form(argv[i], &a.form); i++)
+        if (slice_is(argv[i], "EF") || slice_is(argv[i], "M") || slice_is(argv[i], "EX") ||
+            slice_is(argv[i], "PX") || slice_is(argv[i], "MODEL"))
             i++;
-    }
     if (i + 2 >= argc || a.form != FORM_TEXT || !arg_int(argv[i + 1], &n) || n < 1 || n > argc)
         return;
     a.n = (int)n;
-    if (place_records(argv, argc, i + 2, 2, &a))
-        *out = (struct command_texts){.first = &argv[a.first + 1],
-                                      .n = (uint32_t)a.n,
-                                      .step = (uint32_t)a.step,
-                                      .truncate = truncate};
+    if (!place_records(argv, argc, i + 2, 2, &a))
+        return;
+    *out = (struct command_texts){.first = &argv[a.first + 1],
+                                  .n = (uint32_t)a.n,
+                                  .step = (uint32_t)a.step,
+                                  .role = ENGINE_ROLE_DOCUMENT,
+                                  .key = 1};
+    vector_arg_text_options(argv, from, i, with_value, out);
 }
 
 /* All vectors against the set, or against the set that the first of them makes. */
@@ -539,7 +544,8 @@ static bool records_fit(struct client *c, struct vmadd *a, struct vset *v,
           : !vector_founds(c, &a->add, a->vectors, params))
         return false;
     for (int i = 1; i < a->n; i++)
-        if (a->add.reduce && !vector_arg_project(c, &a->vectors[i], a->add.reduce))
+        if (a->add.reduce ? !vector_arg_project(c, &a->vectors[i], a->add.reduce)
+                          : v && !vector_arg_cut_to_set(c, &a->vectors[i], v))
             return false;
     return true;
 }
@@ -579,8 +585,9 @@ static enum command_result run_vmadd(struct client *c)
     struct vmadd a;
     struct vset *v;
     struct vset_params params;
-    if (waits_for_room(c))
-        return COMMAND_WAIT;
+    enum command_result result = begin(c);
+    if (result != COMMAND_DONE)
+        return result;
     if (parse_vmadd(c, &a) && find_for_add(c, a.first, a.n, a.step, &v) &&
         records_fit(c, &a, v, &params))
         add_records(c, &a, v ? NULL : &params);
@@ -624,8 +631,9 @@ static enum command_result run_vsetattr(struct client *c)
 const struct command vset_write_commands[] = {
     {"vcreate", -4, CMD_WRITE | CMD_DENYOOM, 1, 1, 1, command_vcreate, NULL, NULL, "vector_set",
      "kith 0.1.0", "O(1)",
-     "Declares an empty vector set: its dimension (or the model whose texts it will hold), "
-     "metric, index, quantization, and whether full vectors are kept beside the codes. It "
+     "Declares an empty vector set: its dimension (or the model whose texts it will hold; with "
+     "both, a dimension that the model's vectors may be cut to), metric, index, quantization, "
+     "and whether full vectors are kept beside the codes. It "
      "stays "
      "when its last element goes, and a VADD to it need not repeat QUANT and M. To declare a "
      "set again exactly as it is does nothing.",
@@ -634,12 +642,13 @@ const struct command vset_write_commands[] = {
      "[EF build-exploration-factor] [MODEL model]"},
     {"vadd", -5, CMD_WRITE | CMD_DENYOOM, 1, 1, 1, run_vadd, vadd_texts, NULL, "vector_set",
      "8.0.0", "O(log N) with N the elements of the set, in the background",
-     "Adds an element to a vector set, or replaces its vector. With TEXT the engine makes the "
-     "vector and the text is kept with the element; with EX or PX the element goes when its "
+     "Adds an element to a vector set, or replaces its vector. With TEXT a model makes the "
+     "vector (the one named, else the set's, else the default) and the text is kept with the "
+     "element; with EX or PX the element goes when its "
      "time has come.",
      "key [REDUCE dim] <FP32 blob | VALUES num vector [vector ...] | TEXT text> element "
-     "[TRUNCATE] [CAS] [NOQUANT | Q8 | BIN] [EF build-exploration-factor] [SETATTR attributes] "
-     "[M numlinks] [EX seconds | PX milliseconds]"},
+     "[TRUNCATE] [MODEL model] [CAS] [NOQUANT | Q8 | BIN] [EF build-exploration-factor] "
+     "[SETATTR attributes] [M numlinks] [EX seconds | PX milliseconds]"},
     {"vmadd", -6, CMD_WRITE | CMD_DENYOOM | CMD_MANY_EFFECTS, 1, 1, 1, run_vmadd, vmadd_texts,
      NULL, "vector_set", "kith 0.1.0",
      "O(M log N) with M the elements added and N the elements of the set, in the background",
@@ -647,7 +656,8 @@ const struct command vset_write_commands[] = {
      "are "
      "new. With TEXT the engine makes all vectors in one request and the texts are kept. With "
      "ATTRS each element's attributes follow its vector or text.",
-     "key [REDUCE dim] [TRUNCATE] [CAS] [NOQUANT | Q8 | BIN] [EF build-exploration-factor] "
+     "key [REDUCE dim] [TRUNCATE] [MODEL model] [CAS] [NOQUANT | Q8 | BIN] [EF "
+     "build-exploration-factor] "
      "[M numlinks] [EX seconds | PX milliseconds] <FP32 num [ATTRS] element blob [attributes] "
      "[element blob [attributes] ...] | VALUES num dim [ATTRS] element vector [vector ...] "
      "[attributes] [element vector [vector ...] [attributes] ...] | TEXT num [ATTRS] element "

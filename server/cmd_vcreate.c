@@ -4,7 +4,7 @@
 
 #include "server/commands_shared.h"
 #include "server/data.h"
-#include "server/engine_link.h"
+#include "server/models.h"
 #include "server/server.h"
 
 bool arg_in_range(struct client *c, const char *option, struct slice a, int64_t low,
@@ -32,8 +32,9 @@ bool arg_vset_ef(struct client *c, struct slice a, uint32_t *ef)
 
 struct vcreate {
     struct vset_params params;
-    struct vset_model model; /* name "": not asked for */
-    uint32_t model_dim;
+    struct vset_model model;    /* name "": not asked for */
+    struct engine_model engine; /* dim 0: not asked for */
+    struct slice model_name;
     bool links_named; /* M or EF */
 };
 
@@ -76,30 +77,31 @@ static bool parse_word(struct client *c, int i, const struct word *words, int *v
     return false;
 }
 
-/* The engine's model, which alone can make vectors for the set. */
-static bool parse_model(struct client *c, struct slice name, struct vcreate *a)
+/* The model that is to make the set's vectors. It is brought up where it is away: what it is
+ * may have changed since it was. COMMAND_DONE with *ok false: the error was replied. */
+static enum command_result find_model(struct client *c, struct vcreate *a, bool *ok)
 {
-    struct engine_model m = {0};
-    if (!c->server->engine) {
-        resp_error(c->out, "ENGINE no embedding model is loaded: start kith-server with "
-                           "--embedder FILE.gguf");
-        return false;
+    struct err e = {0};
+    waitlist_add(models_waiters(c->server->models), client_ref(c));
+    int rc = models_ready(c->server->models, a->model_name, &a->engine, &e);
+    *ok = rc > 0;
+    if (rc == 0)
+        return COMMAND_WAIT;
+    if (rc == KITH_ENOTFOUND)
+        err_wrap(&e, "invalid MODEL");
+    if (rc > 0 && !(a->engine.tasks & ENGINE_EMBED)) {
+        *ok = false;
+        err_set(&e, KITH_EINVAL, "invalid MODEL: '%s' reranks and makes no vectors",
+                a->engine.name);
     }
-    engine_link_model(c->server->engine, &m);
-    if (m.dim == 0) {
-        resp_error(c->out, "ENGINE the embedding model is still being loaded");
-        return false;
+    if (!*ok) {
+        reply_err(c, &e);
+        return COMMAND_DONE;
     }
-    if (!slice_equal(name, slice_of(m.name))) {
-        resp_errorf(c->out, "ERR invalid MODEL: the engine runs '%s', not '%.*s'", m.name,
-                    slice_shown(name), name.p);
-        return false;
-    }
-    memcpy(a->model.name, m.name, sizeof a->model.name);
-    memcpy(a->model.hash, m.hash, sizeof a->model.hash);
-    memcpy(a->model.pooling, m.pooling, sizeof a->model.pooling);
-    a->model_dim = m.dim;
-    return true;
+    memcpy(a->model.name, a->engine.name, sizeof a->model.name);
+    memcpy(a->model.hash, a->engine.hash, sizeof a->model.hash);
+    memcpy(a->model.pooling, a->engine.pooling, sizeof a->model.pooling);
+    return COMMAND_DONE;
 }
 
 #define VCREATE_OPTIONS                                                                        \
@@ -131,7 +133,8 @@ static bool parse_vcreate_option(struct client *c, int i, struct vcreate *a)
     } else if (slice_is(o, "EF")) {
         ok = a->links_named = arg_vset_ef(c, value, &p->ef_construction);
     } else if (slice_is(o, "MODEL")) {
-        ok = parse_model(c, value, a);
+        a->model_name = value;
+        ok = value.n > 0 || reply_invalid(c, "MODEL", i + 1, "the name of a model");
     } else {
         resp_errorf(c->out, "ERR invalid VCREATE option '%.*s': " VCREATE_OPTIONS,
                     slice_shown(o), o.p);
@@ -158,19 +161,30 @@ static bool parse_vcreate(struct client *c, struct vcreate *a)
         if (!parse_vcreate_option(c, i, a))
             return false;
     }
-    if (a->model_dim && *dim && *dim != a->model_dim) {
-        resp_errorf(c->out, "ERR invalid DIM: model '%s' makes %u dimensions, not %u",
-                    a->model.name, a->model_dim, *dim);
-        return false;
-    }
-    if (a->model_dim)
-        *dim = a->model_dim;
-    const char *wrong = *dim == 0 ? "ERR VCREATE takes DIM, or the engine's MODEL" : NULL;
+    const char *wrong =
+        *dim == 0 && a->model_name.n == 0 ? "ERR VCREATE takes DIM, or a MODEL" : NULL;
     if (a->params.index.kind == INDEX_FLAT && a->links_named)
         wrong = "ERR M and EF belong to INDEX HNSW: INDEX FLAT has no graph";
     if (wrong)
         resp_error(c->out, wrong);
     return !wrong;
+}
+
+/* The set's dimension: the model's, or one its vectors may be cut to. */
+static bool settle_dim(struct client *c, struct vcreate *a)
+{
+    char allowed[160];
+    uint32_t *dim = &a->params.index.dim;
+    if (!a->engine.dim)
+        return true;
+    if (*dim == 0)
+        *dim = a->engine.dim;
+    if (engine_model_allows_dim(&a->engine, *dim))
+        return true;
+    engine_model_dims_text(&a->engine, allowed, sizeof allowed);
+    resp_errorf(c->out, "ERR invalid DIM: model '%s' makes vectors of %s dimensions, not %u",
+                a->engine.name, allowed, *dim);
+    return false;
 }
 
 static bool same_params(const struct vset_params *a, const struct vset_params *b)
@@ -195,11 +209,11 @@ static void reply_existing(struct client *c, const struct vcreate *a, struct vse
                     p->declared ? "VCREATE" : "VADD", x->dim, word_of(metric_words, x->metric),
                     word_of(kind_words, x->kind), word_of(quant_words, x->quant),
                     word_of(keep_words, p->keep), x->m, x->ef_construction);
-    else if (a->model_dim &&
+    else if (a->engine.dim &&
              (strcmp(m.hash, a->model.hash) != 0 || strcmp(m.pooling, a->model.pooling) != 0))
         resp_errorf(c->out,
-                    "ERR the key exists already: a set of model '%s' (%s, pooling %s), the "
-                    "engine runs '%s' (%s, pooling %s)",
+                    "ERR the key exists already: a set of model '%s' (%s, pooling %s), not "
+                    "'%s' (%s, pooling %s)",
                     m.name, m.hash, m.pooling, a->model.name, a->model.hash, a->model.pooling);
     else
         resp_ok(c->out);
@@ -209,7 +223,10 @@ enum command_result command_vcreate(struct client *c)
 {
     struct vcreate a;
     struct key *k;
-    if (!parse_vcreate(c, &a) || !data_find_type_for_write(c, c->argv[1], OBJECT_VSET, &k))
+    bool ok = parse_vcreate(c, &a);
+    if (ok && a.model_name.n > 0 && find_model(c, &a, &ok) == COMMAND_WAIT)
+        return COMMAND_WAIT;
+    if (!ok || !settle_dim(c, &a) || !data_find_type_for_write(c, c->argv[1], OBJECT_VSET, &k))
         return COMMAND_DONE;
     if (k) {
         reply_existing(c, &a, k->vset);
@@ -218,7 +235,7 @@ enum command_result command_vcreate(struct client *c)
     struct effect f = {.op = EFFECT_VCREATE,
                        .key = c->argv[1],
                        .params = &a.params,
-                       .model = a.model_dim ? &a.model : NULL};
+                       .model = a.engine.dim ? &a.model : NULL};
     if (data_do(c, &f))
         resp_ok(c->out);
     return COMMAND_DONE;

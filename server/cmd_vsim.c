@@ -163,6 +163,8 @@ static enum command_result run_search(struct client *c,
         resp_array(c->out, 0); /* before any argument is looked at, as Redis does */
         return COMMAND_DONE;
     }
+    if (vector_arg_texts_again(c, k->vset))
+        return COMMAND_TEXTS;
     struct search_args *s = arena_alloc(c->arena, sizeof *s);
     if (!s) {
         resp_error(c->out, "OOM out of memory for the search");
@@ -202,9 +204,12 @@ const struct command search_commands[] = {
      "Returns the elements most similar to a vector, an element or a text, or to several of "
      "them. Scores: COSINE 1 - distance / 2, L2 1 / (1 + distance), IP the inner product; "
      "EPSILON keeps scores of at least 1 - delta. With FILTER as many are returned as there "
-     "are, up to COUNT.",
+     "are, up to COUNT. A text is embedded by the model that made the set's vectors; MODEL "
+     "names "
+     "it where the set has none of its own.",
      "key <ELE element | FP32 blob | VALUES num vector [vector ...] | TEXT text | "
      "VECS num item [item ...] | TEXTS num text [text ...]> [TRUNCATE] "
+     "[MODEL model] "
      "[COMBINE RRF | COMBINE MAX | COMBINE AVG] " OPTIONS},
     {"vrecommend", -5, CMD_READONLY, 1, 1, 1, run_vrecommend, NULL, NULL, "vector_set",
      "kith 0.1.0", "O(log N) with N the elements of the set",

@@ -13,9 +13,9 @@
 enum { SLOTS = 1024, NAME_MAX_BYTES = 32, COMMANDS_MAX = 512 };
 
 static const struct command *const groups[] = {
-    connection_commands, server_commands, transaction_commands,
-    key_commands,        string_commands, vset_write_commands,
-    vset_read_commands,  search_commands, text_commands,
+    connection_commands, server_commands,     transaction_commands, key_commands,
+    string_commands,     vset_write_commands, vset_read_commands,   search_commands,
+    text_commands,       model_commands,
 };
 enum { N_GROUPS = sizeof groups / sizeof groups[0] };
 

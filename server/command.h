@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "base/bytes.h"
+#include "server/engine_link.h"
 
 struct client;
 
@@ -32,7 +33,10 @@ enum command_result {
      * (client_wake). Only before the first effect. */
     COMMAND_WAIT,
     /* A search thread has the rest of it (client_offload). */
-    COMMAND_OFFLOADED
+    COMMAND_OFFLOADED,
+    /* Nothing was done and nothing replied: the texts were embedded by another model than this
+     * command's set has now. Embed them anew and run me again. */
+    COMMAND_TEXTS
 };
 
 /* The texts of a command that must be embedded before it runs: the dispatcher sends them to the
@@ -43,6 +47,10 @@ struct command_texts {
     uint32_t n;    /* 0: none, run at once */
     uint32_t step; /* arguments from one text to the next; 0 counts as 1 */
     bool truncate;
+    enum engine_task task; /* 0 counts as ENGINE_EMBED */
+    enum engine_role role;
+    struct slice model; /* the one that is named; empty: the set's, else the default */
+    int key;            /* the argument that names the set; 0: there is none */
 };
 
 struct command {
@@ -60,7 +68,7 @@ struct command {
 /* The arrays of the cmd_*.c files. */
 extern const struct command connection_commands[], server_commands[], transaction_commands[],
     key_commands[], string_commands[], vset_write_commands[], vset_read_commands[],
-    search_commands[], text_commands[];
+    search_commands[], text_commands[], model_commands[];
 
 /* By name, ASCII case ignored; a subcommand when there is one. NULL when unknown. */
 const struct command *command_lookup(const struct slice *argv, int argc);

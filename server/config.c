@@ -76,7 +76,7 @@ void config_free(struct config *c)
     if (!c)
         return;
     for (const struct setting *s = settings; s->name; s++)
-        if (s->type == SETTING_STRING) {
+        if (s->type == SETTING_STRING || s->type == SETTING_MODELS) {
             struct setting_value nothing = {0};
             setting_apply(c, s, &nothing); /* frees the text */
         }
@@ -285,6 +285,9 @@ static void print_allowed(const struct setting *s, struct buf *out)
         break;
     case SETTING_OUTPUT_LIMIT:
         buf_append_str(out, "`normal HARD 0 0`");
+        break;
+    case SETTING_MODELS:
+        buf_append_str(out, "a name and a path");
         break;
     default:
         buf_append_str(out, "text");

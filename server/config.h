@@ -19,14 +19,16 @@ struct config {
         unixsocketperm;
     char *bind, *unixsocket, *dir, *logfile, *pidfile;
     char *embedder, *engine_path, *engine_precision;
+    char *models; /* a line a model, as model_spec.h has them */
     _Atomic int64_t engine_threads, engine_batch_tokens, engine_batch_wait_us,
         engine_queue_tokens, link_threads, log_segment_bytes;
 
     /* changeable */
     _Atomic int64_t maxclients, timeout_s, tcp_keepalive_s, maxmemory, slowlog_slower_than_us,
         slowlog_max_len, proto_max_bulk_len, client_query_buffer_limit,
-        client_output_buffer_limit, engine_timeout_ms, checkpoint_interval_s,
-        checkpoint_log_bytes, checkpoint_dirty_limit, vset_tail_max, recall_sample_cost;
+        client_output_buffer_limit, engine_timeout_ms, engine_memory_limit,
+        checkpoint_interval_s, checkpoint_log_bytes, checkpoint_dirty_limit, vset_tail_max,
+        recall_sample_cost;
     _Atomic int appendfsync, loglevel;      /* index into the row's words; use config_word */
     _Atomic int protected_mode;             /* 1: yes; see config_protected */
     _Atomic int vset_force_single_threaded; /* 1: yes */

@@ -260,9 +260,32 @@ static void write_setting(struct config *c, const struct setting *s, struct buf 
     buf_deinit(&value);
 }
 
-/* Copies, replaces or drops one line. written: by settings' index. */
-static void rewrite_line(struct config *c, struct slice line, struct buf *store, bool *written,
+/* The models that the file does not have; false: there are none. */
+static bool write_models(struct config *c, const struct setting *s, const struct buf *in_file,
                          struct buf *out)
+{
+    struct buf value;
+    buf_init(&value);
+    setting_print(c, s, &value);
+    struct slice left = {.p = value.data, .n = value.len}, line;
+    size_t before = out->len;
+    while (next_line(&left, &line)) {
+        struct slice have = {.p = in_file->data, .n = in_file->len}, one;
+        bool found = false;
+        while (!found && next_line(&have, &one))
+            found = slice_equal(one, line);
+        if (!found)
+            buf_printf(out, "%s %.*s\n", s->name, (int)line.n, line.p);
+    }
+    out->failed |= value.failed;
+    buf_deinit(&value);
+    return out->len > before;
+}
+
+/* Copies, replaces or drops one line. written: by settings' index; models: the lines of `model`
+ * settings so far. */
+static void rewrite_line(struct config *c, struct slice line, struct buf *store, bool *written,
+                         struct buf *models, struct buf *out)
 {
     struct slice words[CONFIG_WORDS_MAX];
     buf_clear(store);
@@ -270,6 +293,11 @@ static void rewrite_line(struct config *c, struct slice line, struct buf *store,
     const struct setting *s = n > 0 ? setting_find(words[0]) : NULL;
     struct setting_value v = {.nothing = true};
     bool keep = !s || setting_parse(s, words + 1, n - 1, &v, NULL) != 0 || v.nothing;
+    if (!keep && s->type == SETTING_MODELS) {
+        keep = true; /* fixed at start, each line for itself */
+        buf_append_str(models, v.text);
+        buf_u8(models, '\n');
+    }
     if (!keep && written[s - settings]) {
         setting_value_deinit(&v);
         return;
@@ -337,9 +365,10 @@ int config_rewrite(struct config *c, struct err *e)
     const char *path = config_file(c);
     if (!*path)
         return err_set(e, KITH_ENOTFOUND, "The server is running without a config file");
-    struct buf text, store, out;
+    struct buf text, store, models, out;
     buf_init(&text);
     buf_init(&store);
+    buf_init(&models);
     buf_init(&out);
     bool *written = mem_calloc((size_t)settings_count(), sizeof *written);
     int rc = written ? file_read_whole(path, FILE_MAX_BYTES, &text, e)
@@ -351,21 +380,27 @@ int config_rewrite(struct config *c, struct err *e)
         config_lock(c);
         while (next_line(&left, &line)) {
             marked |= line.n == strlen(mark) && memcmp(line.p, mark, line.n) == 0;
-            rewrite_line(c, line, &store, written, &out);
+            rewrite_line(c, line, &store, written, &models, &out);
         }
         for (const struct setting *s = settings; s->name; s++) {
             if (written[s - settings] || !worth_adding(c, s))
                 continue;
+            size_t before = out.len;
             if (!marked)
                 buf_printf(&out, "\n%s\n", mark);
-            marked = true;
-            write_setting(c, s, &out);
+            bool wrote = s->type != SETTING_MODELS || write_models(c, s, &models, &out);
+            if (s->type != SETTING_MODELS)
+                write_setting(c, s, &out);
+            if (!wrote)
+                out.len = before;
+            marked |= wrote;
         }
         rc =
             out.failed ? err_set(e, KITH_ENOMEM, "out of memory") : replace_file(path, &out, e);
         config_unlock(c);
     }
     mem_free(written);
+    buf_deinit(&models);
     buf_deinit(&out);
     buf_deinit(&store);
     buf_deinit(&text);

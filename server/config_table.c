@@ -9,6 +9,7 @@
 
 #include "base/mem.h"
 #include "server/config.h"
+#include "server/model_spec.h"
 
 #define AT(member) .offset = offsetof(struct config, member)
 #define INT(member, from, to) .type = SETTING_INT, AT(member), .min = (from), .max = (to)
@@ -252,7 +253,23 @@ const struct setting settings[] = {
      STRING(embedder),
      .fallback = "",
      .group = "engine",
-     .help = "GGUF model that turns text into vectors; empty runs no engine"},
+     .help = "GGUF model that turns text into vectors, loaded as the model `default`"},
+    {.name = "model",
+     .type = SETTING_MODELS,
+     AT(models),
+     .flags = SETTING_LIST,
+     .fallback = "",
+     .group = "engine",
+     .help =
+         "another model: NAME PATH [DEFAULT] [THREADS n] [PRECISION p]; each line adds one"},
+    {.name = "engine-memory-limit",
+     BYTES(engine_memory_limit, 0, INT64_MAX),
+     LIVE,
+     .fallback = "0",
+     .group = "engine",
+     .help =
+         "memory of all models together: past it the least recently used are put away until "
+         "they are asked again; 0: half of the machine's"},
     {.name = "engine-path",
      STRING(engine_path),
      .fallback = "",
@@ -477,6 +494,26 @@ static int parse_output_limit(const struct setting *s, const struct slice *words
     return check_range(s, out->number, e);
 }
 
+/* One model, in the form it is written in; nothing at all is none. */
+static int parse_model(const struct slice *words, int n, struct setting_value *out,
+                       struct err *e)
+{
+    struct model_spec spec;
+    struct buf text;
+    buf_init(&text);
+    int rc = n == 1 && words[0].n == 0 ? 0 : model_spec_read(&spec, words, n, e);
+    if (rc == 0 && words[0].n > 0)
+        model_spec_write(&spec, &text);
+    buf_u8(&text, '\0');
+    if (rc == 0 && text.failed)
+        rc = err_set(e, KITH_ENOMEM, "out of memory");
+    if (rc == 0)
+        out->text = text.data;
+    else
+        buf_deinit(&text);
+    return rc;
+}
+
 int setting_parse(const struct setting *s, const struct slice *words, int n,
                   struct setting_value *out, struct err *e)
 {
@@ -502,6 +539,8 @@ int setting_parse(const struct setting *s, const struct slice *words, int n,
         return out->number < 0 ? refuse_word(s, e) : 0;
     case SETTING_STRING:
         return parse_text(s, words, n, out, e);
+    case SETTING_MODELS:
+        return parse_model(words, n, out, e);
     case SETTING_FIXED:
         out->nothing = true;
         return s->words && word_index(s, words[0]) < 0 ? refuse_word(s, e) : 0;
@@ -533,6 +572,35 @@ static char **text_at(struct config *c, const struct setting *s)
     return (char **)(void *)((char *)c + s->offset);
 }
 
+/* Adds the line to those there are; a value without text takes all of them away. Out of memory:
+ * they are as they were, and the model is not there, which the start says. */
+static void add_line(char **text, struct setting_value *v)
+{
+    if (v->text && *text && **text) {
+        size_t n = strlen(*text) + strlen(v->text) + 2;
+        char *joined = mem_alloc(n);
+        if (!joined)
+            return;
+        snprintf(joined, n, "%s\n%s", *text, v->text);
+        mem_free(v->text);
+        v->text = joined;
+    }
+    mem_free(*text);
+    *text = v->text;
+    v->text = NULL;
+}
+
+static bool has_line(const char *text, struct slice line)
+{
+    for (const char *p = text; *p;) {
+        struct slice one = {.p = p, .n = strcspn(p, "\n")};
+        if (slice_equal(one, line))
+            return true;
+        p += one.n + (p[one.n] != '\0');
+    }
+    return line.n == 0 && *text == '\0';
+}
+
 void setting_apply(struct config *c, const struct setting *s, struct setting_value *v)
 {
     if (v->nothing)
@@ -551,6 +619,9 @@ void setting_apply(struct config *c, const struct setting *s, struct setting_val
         mem_free(*text_at(c, s));
         *text_at(c, s) = v->text;
         v->text = NULL;
+        break;
+    case SETTING_MODELS:
+        add_line(text_at(c, s), v);
         break;
     case SETTING_FIXED:
         break;
@@ -574,6 +645,7 @@ void setting_print(struct config *c, const struct setting *s, struct buf *out)
         buf_append_str(out, s->words[atomic_load(word_at(c, s))]);
         break;
     case SETTING_STRING:
+    case SETTING_MODELS:
         buf_append_str(out, *text_at(c, s));
         break;
     case SETTING_FIXED:
@@ -596,6 +668,8 @@ bool setting_is(struct config *c, const struct setting *s, const struct setting_
         return atomic_load(word_at(c, s)) == (int)v->number;
     case SETTING_STRING:
         return strcmp(*text_at(c, s), v->text) == 0;
+    case SETTING_MODELS:
+        return has_line(*text_at(c, s), slice_of(v->text));
     case SETTING_FIXED:
         break;
     }

@@ -19,6 +19,7 @@ enum setting_type {
     SETTING_WORD,         /* one of words; stored as its index */
     SETTING_STRING,       /* one of words where there are some; stored as text */
     SETTING_OUTPUT_LIMIT, /* Redis' `class hard soft seconds`; the hard limit of class normal */
+    SETTING_MODELS,       /* a model (model_spec.h); each line adds one to the text */
     SETTING_FIXED         /* understood because operators' files have it; has one value here */
 };
 

@@ -15,7 +15,14 @@
  *
  * The engine answers on a thread of its own, perhaps when the client has gone. The answer
  * therefore names client and request by number; it is posted to the worker, which looks both up
- * and frees the answer when either is no more. */
+ * and frees the answer when either is no more.
+ *
+ * Which model a text is for depends on the set it goes to, and that is looked at when the
+ * command is read: a look, no more, for the commands before it may still make or replace the
+ * set. So the command looks again when it runs, with the shard entered: was the vector made by
+ * another model than the set has now, its result is COMMAND_TEXTS. Then its texts are embedded
+ * anew, and with them those of all commands behind it that go to the same set, so that a
+ * pipeline whose first command makes the set still shares batches. */
 
 #include <ctype.h>
 #include <stdio.h>
@@ -25,22 +32,22 @@
 #include "base/log.h"
 #include "server/config.h"
 #include "server/effect.h"
-#include "server/engine_link.h"
+#include "server/keyspace.h"
+#include "server/models.h"
 #include "server/monitor.h"
 #include "server/net_private.h"
 #include "server/server.h"
 #include "server/shard.h"
+#include "server/shard_parts.h"
 #include "server/slowlog.h"
 
 enum { SHOWN_ARG_BYTES = 128 };
-
-static const char no_engine[] =
-    "ENGINE no embedding model is loaded: start kith-server with --embedder FILE.gguf";
 
 enum outcome {
     OUTCOME_DONE,
     OUTCOME_WAITS,     /* stays at the head of the queue until it is woken */
     OUTCOME_OFFLOADED, /* likewise, until it is back from its search thread */
+    OUTCOME_TEXTS,     /* likewise, until its texts are embedded anew */
     OUTCOME_KEPT       /* the request belongs to the transaction now */
 };
 
@@ -51,6 +58,7 @@ struct embed_job {
     struct worker *worker;
     uint64_t client_id, seq;
     struct embedding embedding; /* points into what follows */
+    struct engine_model model;
     float *vectors;
     char message[256];
 };
@@ -76,6 +84,8 @@ static void on_embedded(struct worker *w, struct post *self)
     }
     q->job = job;
     q->embedding = job->embedding;
+    q->embedding.named = q->texts_named;
+    q->embedding.n_again = q->n_again;
     q->texts = TEXTS_READY;
     if (q == STAILQ_FIRST(&conn->queue))
         worker_mark_resume(conn);
@@ -91,6 +101,8 @@ static void take_answer(void *arg, const struct engine_answer *a)
     if (a->code == 0) {
         into->n = a->n;
         into->dim = a->dim;
+        job->model = *a->model;
+        into->model = &job->model;
         job->vectors = mem_alloc_n((size_t)a->n * a->dim, sizeof *job->vectors);
         if (job->vectors) {
             memcpy(job->vectors, a->vectors, (size_t)a->n * a->dim * sizeof *job->vectors);
@@ -120,19 +132,37 @@ static struct slice *gather(const struct command_texts *texts)
     return all;
 }
 
+/* The model of the set as it is now; name "": there is no set, or it has none. */
+static struct vset_model set_model(struct connection *conn, struct slice key)
+{
+    struct worker *w = conn->client.worker;
+    struct shard *shard = conn->client.server->shard;
+    struct vset_model model = {0};
+    bool held = w->shard_held; /* by an earlier command of the batch */
+    if (!held)
+        shard_lock(shard);
+    struct key *k = keyspace_find(shard->keyspace, conn->client.db, key, clock_wall_ms());
+    if (k && k->type == OBJECT_VSET)
+        model = vset_model(k->vset);
+    if (!held)
+        shard_unlock(shard);
+    return model;
+}
+
 static void send_texts(struct connection *conn, struct request *q)
 {
     struct command_texts texts = {0};
+    struct models *models = conn->client.server->models;
     q->command->texts(q->parsed.argv, q->parsed.argc, &texts);
     if (texts.n == 0) {
         q->texts = TEXTS_NONE;
         return;
     }
-    struct engine_link *engine = conn->client.server->engine;
-    if (!engine) {
-        texts_fail(q, KITH_EUNSUPPORTED, no_engine);
-        return;
-    }
+    struct vset_model of_set = {0};
+    q->texts_named = texts.model.n > 0;
+    q->texts_key = texts.key;
+    if (texts.key && !q->texts_named && !models_single(models))
+        of_set = set_model(conn, q->parsed.argv[texts.key]);
     struct embed_job *job = mem_calloc(1, sizeof *job);
     struct slice *gathered = NULL;
     if (job && texts.step > 1 && !(gathered = gather(&texts))) {
@@ -148,10 +178,43 @@ static void send_texts(struct connection *conn, struct request *q)
     job->client_id = conn->client.id;
     job->seq = q->seq;
     q->texts = TEXTS_SENT;
-    /* The answer comes through take_answer also when this fails. */
-    engine_embed(engine, gathered ? gathered : texts.first, texts.n, texts.truncate,
-                 take_answer, job);
+    struct models_request ask = {.task = texts.task ? texts.task : ENGINE_EMBED,
+                                 .name = texts.model,
+                                 .hash = of_set.hash,
+                                 .pooling = of_set.pooling,
+                                 .texts = gathered ? gathered : texts.first,
+                                 .n = texts.n,
+                                 .truncate = texts.truncate,
+                                 .role = texts.role,
+                                 .done = take_answer,
+                                 .arg = job};
+    models_ask(models, &ask); /* the answer comes through take_answer also when it fails */
     mem_free(gathered);
+}
+
+/* Whether the texts of both go to one set and neither names its model. */
+static bool same_set(const struct request *a, const struct request *b)
+{
+    return a->texts_key && b->texts_key && !b->texts_named &&
+           slice_equal(a->parsed.argv[a->texts_key], b->parsed.argv[b->texts_key]);
+}
+
+/* The command at the head of the queue needs its texts embedded anew, and so will those behind
+ * it that go to the same set. What was made of them, or is being made, is dropped: it is named
+ * by the number that the request no longer has. */
+static void send_texts_again(struct connection *conn)
+{
+    struct request *first = STAILQ_FIRST(&conn->queue), *q;
+    STAILQ_FOREACH(q, &conn->queue, next)
+    {
+        if ((q->texts != TEXTS_READY && q->texts != TEXTS_SENT) || !same_set(first, q))
+            continue;
+        job_free(q->job);
+        q->job = NULL;
+        q->seq = conn->next_seq++;
+        q->n_again += q == first;
+        send_texts(conn, q);
+    }
 }
 
 /* --- requests --- */
@@ -223,6 +286,7 @@ static void prepare(struct connection *conn, struct request *q)
     q->refusal = NULL;
     q->command = command_lookup(q->parsed.argv, q->parsed.argc);
     q->texts = TEXTS_NONE;
+    q->n_again = 0;
     if (q->command && q->command->texts && arity_fits(q->command, q->parsed.argc)) {
         q->texts = TEXTS_UNSENT;
         if (conn->authenticated)
@@ -456,7 +520,9 @@ static enum outcome execute(struct connection *conn, struct request *q)
             conn, c->command->flags, dispatch_effect_bytes(q), c->command->run);
         if (result != COMMAND_DONE) {
             conn->out.len = reply_start;
-            return result == COMMAND_WAIT ? OUTCOME_WAITS : OUTCOME_OFFLOADED;
+            return result == COMMAND_WAIT    ? OUTCOME_WAITS
+                   : result == COMMAND_TEXTS ? OUTCOME_TEXTS
+                                             : OUTCOME_OFFLOADED;
         }
         dispatch_note(conn, reply_start);
     }
@@ -511,11 +577,15 @@ static bool run_queue(struct connection *conn, int64_t until_us)
             settle(conn, q);
         else
             outcome = execute(conn, q);
-        if (outcome == OUTCOME_WAITS || outcome == OUTCOME_OFFLOADED) {
+        if (outcome == OUTCOME_WAITS || outcome == OUTCOME_OFFLOADED ||
+            outcome == OUTCOME_TEXTS) {
             enqueue_first(conn, q);
             if (outcome == OUTCOME_WAITS)
                 connection_block(conn);
-            return false;
+            if (outcome != OUTCOME_TEXTS)
+                return false;
+            send_texts_again(conn);
+            continue; /* and wait, as for any texts */
         }
         if (outcome == OUTCOME_DONE)
             dispatch_release(conn, q);
@@ -564,6 +634,10 @@ static void run_or_queue(struct connection *conn)
         break;
     case OUTCOME_OFFLOADED:
         enqueue(conn, q);
+        break;
+    case OUTCOME_TEXTS:
+        enqueue(conn, q); /* the queue was empty */
+        send_texts_again(conn);
         break;
     case OUTCOME_KEPT:
         break;

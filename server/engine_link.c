@@ -6,8 +6,14 @@
  *
  *        start            READY                 end of stream, PING unanswered, nonsense
  *   DOWN ─────► LOADING ────────► READY ──────────────┐
- *     ▲            │ FAIL, end                         │
- *     └────────────┴── back-off 100 ms .. 10 s ◄───────┘
+ *     ▲          ▲ │ FAIL, end      │ put away         │
+ *     └──────────┼─┴── back-off 100 ms .. 10 s ◄───────┘
+ *                └───── AWAY ◄──────┘
+ *             a request
+ *
+ * An engine is put away only while nothing is under way (or all of it was answered), so that
+ * the outgoing buffer holds nothing its successor should not get. A request that comes while
+ * the old child still ends is already the next one's: the state is LOADING from then on.
  *
  * Requests are numbered and kept in a table until their answer comes. A request that arrives
  * while the engine is loading waits in the outgoing buffer, but no longer than
@@ -19,36 +25,27 @@
  * which does not block; what the socket does not take is sent by the link's thread when poll
  * says so. The buffer is bounded by bytes_limit, which stands for engine-queue-tokens.
  *
- * Callbacks run without the lock. A request is taken out of the table before its callback runs,
- * so it runs once whoever finds it first: the answer, the engine's death, or the end of the
- * link. */
-#include "server/engine_link.h"
-
+ * Callbacks run without the lock. The child's life is in this file, requests and the sending of
+ * them in engine_requests.c, the answers in engine_answers.c. A request is taken out of the
+ * table before its callback runs, so it runs once whoever finds it first: the answer, the
+ * engine's death, or the end of the link. */
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "protocol/resp_read.h"
 #include "protocol/resp_write.h"
-#include "server/engine_process.h"
+#include "server/engine_link_parts.h"
 
 enum {
-    BUCKETS = 1024,
-    BYTES_A_TOKEN =
-        8, /* generous: English has about 4, and a refusal too early is the worse fault */
-    READ_BYTES = 16 * 1024,
     PING_INTERVAL_MS = 1000,
     BACKOFF_FIRST_MS = 100,
     BACKOFF_MAX_MS = 10000,
@@ -56,443 +53,14 @@ enum {
     LOAD_LIMIT_MS = 600000,
     STATUS_WAIT_MS = 200,
     CLOSE_WAIT_MS = 2000,
-    PROGRAM_MAX = 4096
+    /* Generous: English has about 4, and a refusal too early is the worse fault. */
+    BYTES_A_TOKEN = 8
 };
 
-struct request {
-    struct request *next;
-    uint64_t id;
-    uint32_t n;
-    size_t bytes;
-    void (*done)(void *arg, const struct engine_answer *a);
-    void *arg;
-};
-
-enum link_state { LINK_DOWN, LINK_LOADING, LINK_READY };
-
-struct engine_link {
-    char program[PROGRAM_MAX];
-    char *model_path, *precision;
-    int64_t threads, batch_tokens, batch_wait_us, queue_tokens;
-    _Atomic int64_t timeout_ms;
-    size_t bytes_limit;
-    int wake_fd;
-    pthread_t thread;
-
-    pthread_mutex_t lock; /* guards all down to the next comment */
-    pthread_cond_t changed;
-    enum link_state state;
-    bool closing, slow_load;
-    bool tried; /* the first start came to READY or to its end */
-    struct engine_process process;
-    struct buf out;
-    size_t out_sent;
-    struct request *buckets[BUCKETS];
-    size_t bytes_waiting;
-    uint64_t next_id;
-    int64_t next_start_us;
-    struct engine_model model;
-    struct engine_stats stats;
-
-    /* The link's thread only. */
-    struct resp_reader *reader;
-    struct resp_request message;
-    char read_buffer[READ_BYTES];
-    float *vectors;
-    size_t vectors_cap;
-    int64_t started_us, last_ping_us, backoff_ms;
-    int64_t
-        unanswered_us; /* when the oldest PING without a PONG was sent, 0 when there is none */
-    char end_reason[256];
-};
-
-/* --- requests --- */
-
-static void answer_error(void (*done)(void *, const struct engine_answer *), void *arg,
-                         int code, const char *message)
+void link_tell(struct engine_link *l)
 {
-    struct engine_answer a = {.code = code, .message = message};
-    done(arg, &a);
-}
-
-/* Takes the request out of the table; NULL when it was answered already. Lock held. */
-static struct request *take_request(struct engine_link *l, uint64_t id)
-{
-    struct request **at = &l->buckets[id % BUCKETS];
-    while (*at && (*at)->id != id)
-        at = &(*at)->next;
-    struct request *r = *at;
-    if (r) {
-        *at = r->next;
-        l->bytes_waiting -= r->bytes;
-        l->stats.queued--;
-    }
-    return r;
-}
-
-/* Takes all out, in no order. Lock held. */
-static struct request *take_all(struct engine_link *l)
-{
-    struct request *all = NULL;
-    for (int b = 0; b < BUCKETS; b++)
-        while (l->buckets[b]) {
-            struct request *r = take_request(l, l->buckets[b]->id);
-            r->next = all;
-            all = r;
-        }
-    return all;
-}
-
-/* Answers everything that waits with one error and empties the outgoing buffer. Lock not held.
- */
-static void fail_all(struct engine_link *l, int code, const char *message)
-{
-    pthread_mutex_lock(&l->lock);
-    struct request *r = take_all(l);
-    buf_clear(&l->out);
-    l->out_sent = 0;
-    for (struct request *i = r; i; i = i->next)
-        l->stats.failed++;
-    pthread_mutex_unlock(&l->lock);
-    while (r) {
-        struct request *next = r->next;
-        answer_error(r->done, r->arg, code, message);
-        mem_free(r);
-        r = next;
-    }
-}
-
-/* --- sending --- */
-
-/* Sends what the socket takes. An error is not handled here: the reading side meets it too.
- * Lock held. */
-static void send_some(struct engine_link *l)
-{
-    while (l->process.fd >= 0 && l->out_sent < l->out.len) {
-        ssize_t n = send(l->process.fd, l->out.data + l->out_sent, l->out.len - l->out_sent,
-                         MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            break;
-        l->out_sent += (size_t)n;
-    }
-    if (l->out_sent == l->out.len) {
-        buf_clear(&l->out);
-        l->out_sent = 0;
-    } else if (l->out_sent > l->out.len / 2) {
-        buf_consume(&l->out, l->out_sent);
-        l->out_sent = 0;
-    }
-}
-
-static void wake(struct engine_link *l)
-{
-    uint64_t one = 1;
-    ssize_t n = write(l->wake_fd, &one, sizeof one);
-    (void)n; /* a full counter wakes as well */
-}
-
-static void put_embed(struct engine_link *l, uint64_t id, const struct slice *texts, uint32_t n,
-                      bool truncate)
-{
-    struct resp_out o = {.to = &l->out, .proto = 2};
-    resp_array(o, (size_t)n + 3);
-    resp_bulk_str(o, "EMBED");
-    resp_bulkf(o, "%" PRIu64, id);
-    resp_bulk_str(o, truncate ? "t" : "-");
-    for (uint32_t i = 0; i < n; i++)
-        resp_bulk(o, texts[i].p, texts[i].n);
-}
-
-/* Why a request cannot be taken now; 0 when it can. Lock held. */
-static int refuse(struct engine_link *l, size_t bytes, uint32_t n, char *message, size_t size)
-{
-    int64_t left_ms = (l->next_start_us - clock_mono_us()) / 1000;
-    if (l->closing) {
-        snprintf(message, size, "ENGINE the server is shutting down");
-        return KITH_ECLOSED;
-    }
-    if (n == 0) {
-        snprintf(message, size, "ERR there is no text to embed");
-        return KITH_EINVAL;
-    }
-    if (l->state == LINK_DOWN) {
-        snprintf(message, size,
-                 "ENGINE the embedding engine is down (%s); the next start is tried in %" PRId64
-                 " ms",
-                 l->stats.last_error[0] ? l->stats.last_error : "not started yet",
-                 left_ms > 0 ? left_ms : 0);
-        return KITH_ECLOSED;
-    }
-    if (l->slow_load) {
-        snprintf(message, size,
-                 "ENGINE the embedding engine is still loading its model, try "
-                 "again");
-        return KITH_ECLOSED;
-    }
-    if (l->bytes_waiting > 0 && l->bytes_waiting + bytes > l->bytes_limit) {
-        snprintf(message, size,
-                 "BUSY the embedding engine has %zu bytes of text waiting; raise "
-                 "engine-queue-tokens or try again",
-                 l->bytes_waiting);
-        return KITH_EBUSY;
-    }
-    return 0;
-}
-
-int engine_embed(struct engine_link *l, const struct slice *texts, uint32_t n, bool truncate,
-                 void (*done)(void *arg, const struct engine_answer *a), void *arg)
-{
-    char message[512];
-    size_t bytes = 0;
-    for (uint32_t i = 0; i < n; i++)
-        bytes += texts[i].n;
-    struct request *r = mem_alloc(sizeof *r);
-    pthread_mutex_lock(&l->lock);
-    l->stats.requests++;
-    l->stats.texts += n;
-    int rc = refuse(l, bytes, n, message, sizeof message);
-    if (rc == 0) {
-        size_t before = l->out.len;
-        if (r)
-            put_embed(l, l->next_id, texts, n, truncate);
-        if (!r || l->out.failed) {
-            l->out.len = before;
-            l->out.failed = false;
-            snprintf(message, sizeof message, "OOM out of memory for %zu bytes of text", bytes);
-            rc = KITH_ENOMEM;
-        }
-    }
-    if (rc != 0) {
-        l->stats.failed++;
-        pthread_mutex_unlock(&l->lock);
-        mem_free(r);
-        answer_error(done, arg, rc, message);
-        return rc;
-    }
-    *r = (struct request){.id = l->next_id++, .n = n, .bytes = bytes, .done = done, .arg = arg};
-    r->next = l->buckets[r->id % BUCKETS];
-    l->buckets[r->id % BUCKETS] = r;
-    l->bytes_waiting += bytes;
-    l->stats.queued++;
-    bool more = false;
-    if (l->state == LINK_READY) {
-        send_some(l);
-        more = l->out.len > 0;
-    }
-    pthread_mutex_unlock(&l->lock);
-    if (more)
-        wake(l);
-    return 0;
-}
-
-/* --- what the engine says --- */
-
-static void set_end(struct engine_link *l, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-static void set_end(struct engine_link *l, const char *format, ...)
-{
-    if (l->end_reason[0])
-        return; /* the first reason is the cause */
-    va_list ap;
-    va_start(ap, format);
-    vsnprintf(l->end_reason, sizeof l->end_reason, format, ap);
-    va_end(ap);
-}
-
-static void copy_word(char *to, size_t size, struct slice s)
-{
-    snprintf(to, size, "%.*s", (int)(s.n < size ? s.n : size - 1), s.p);
-}
-
-static bool word_number(struct slice s, uint64_t *v)
-{
-    char copy[24], *end;
-    if (s.n == 0 || s.n >= sizeof copy || s.p[0] < '0' || s.p[0] > '9')
-        return false;
-    memcpy(copy, s.p, s.n);
-    copy[s.n] = '\0';
-    *v = strtoull(copy, &end, 10);
-    return *end == '\0';
-}
-
-static bool on_ready(struct engine_link *l, const struct slice *words, int n)
-{
-    struct engine_model m = {0};
-    for (int i = 1; i + 1 < n; i += 2) {
-        struct slice key = words[i], value = words[i + 1];
-        uint64_t number = 0;
-        if (slice_is(key, "name"))
-            copy_word(m.name, sizeof m.name, value);
-        else if (slice_is(key, "hash"))
-            copy_word(m.hash, sizeof m.hash, value);
-        else if (slice_is(key, "pooling"))
-            copy_word(m.pooling, sizeof m.pooling, value);
-        else if (slice_is(key, "arch"))
-            copy_word(m.arch, sizeof m.arch, value);
-        else if (slice_is(key, "type"))
-            copy_word(m.type, sizeof m.type, value);
-        else if (slice_is(key, "precision"))
-            copy_word(m.precision, sizeof m.precision, value);
-        else if (slice_is(key, "kernels"))
-            copy_word(m.kernels, sizeof m.kernels, value);
-        else if (slice_is(key, "dim") && word_number(value, &number))
-            m.dim = (uint32_t)number;
-        else if (slice_is(key, "context") && word_number(value, &number))
-            m.context = (uint32_t)number;
-    }
-    if (m.dim == 0 || m.hash[0] == '\0')
-        return false;
-    int64_t now = clock_mono_us();
-    log_notice("engine ready: model %s, %" PRIu32 " dimensions, context %" PRIu32
-               ", %s, kernels %s, precision %s, loaded in %" PRId64 " ms",
-               m.name, m.dim, m.context, m.type, m.kernels, m.precision,
-               (now - l->started_us) / 1000);
-    l->last_ping_us = now;
-    l->unanswered_us = 0;
-    pthread_mutex_lock(&l->lock);
-    l->model = m;
-    l->state = LINK_READY;
-    l->slow_load = false;
-    l->tried = true;
-    l->stats.up = true;
-    send_some(l);
-    pthread_cond_broadcast(&l->changed);
-    pthread_mutex_unlock(&l->lock);
-    return true;
-}
-
-static bool on_vectors(struct engine_link *l, const struct slice *words, int n)
-{
-    uint64_t id, n_texts, dim, tokens;
-    if (n != 6 || !word_number(words[1], &id) || !word_number(words[2], &n_texts) ||
-        !word_number(words[3], &dim) || !word_number(words[4], &tokens))
-        return false;
-    pthread_mutex_lock(&l->lock);
-    struct request *r = take_request(l, id);
-    uint32_t model_dim = l->model.dim;
-    pthread_mutex_unlock(&l->lock);
-    if (!r)
-        return true; /* given up before the answer came */
-    struct engine_answer a = {.n = r->n, .dim = model_dim, .n_tokens = (uint32_t)tokens};
-    size_t floats = (size_t)r->n * model_dim;
-    bool fits = n_texts == r->n && dim == model_dim && words[5].n == floats * sizeof(float);
-    if (fits && floats > l->vectors_cap) {
-        float *bigger = mem_realloc_n(l->vectors, floats, sizeof(float));
-        if (bigger) {
-            l->vectors = bigger;
-            l->vectors_cap = floats;
-        } else {
-            a.code = KITH_ENOMEM;
-            a.message = "OOM out of memory for the engine's vectors";
-        }
-    }
-    if (!fits) {
-        a.code = KITH_EPROTO;
-        a.message = "ENGINE the embedding engine answered with vectors of a wrong shape";
-    } else if (a.code == 0) {
-        memcpy(l->vectors, words[5].p, words[5].n); /* the socket's bytes are not aligned */
-        a.vectors = l->vectors;
-    }
-    r->done(r->arg, &a);
-    mem_free(r);
-    return fits;
-}
-
-static bool on_error(struct engine_link *l, const struct slice *words, int n)
-{
-    uint64_t id;
-    if (n != 4 || !word_number(words[1], &id))
-        return false;
-    int code = KITH_EIO;
-    const char *prefix = "ENGINE";
-    if (slice_is(words[2], "INVALID")) {
-        code = KITH_EINVAL;
-        prefix = "ERR";
-    } else if (slice_is(words[2], "BUSY")) {
-        code = KITH_EBUSY;
-        prefix = "BUSY";
-    }
-    pthread_mutex_lock(&l->lock);
-    struct request *r = take_request(l, id);
-    if (r)
-        l->stats.failed++;
-    pthread_mutex_unlock(&l->lock);
-    if (!r)
-        return true;
-    char message[1024];
-    snprintf(message, sizeof message, "%s %.*s", prefix,
-             (int)(words[3].n < 900 ? words[3].n : 900), words[3].p);
-    answer_error(r->done, r->arg, code, message);
-    mem_free(r);
-    return true;
-}
-
-static bool on_pong(struct engine_link *l, const struct slice *words, int n)
-{
-    uint64_t v[4];
-    if (n < 6)
-        return false;
-    for (int i = 0; i < 4; i++)
-        if (!word_number(words[i + 2], &v[i]))
-            return false;
-    l->unanswered_us = 0;
-    pthread_mutex_lock(&l->lock);
-    l->stats.batches = v[1];
-    l->stats.tokens = v[2];
-    pthread_mutex_unlock(&l->lock);
-    return true;
-}
-
-static bool on_message(struct engine_link *l, const struct slice *words, int n)
-{
-    bool ready = l->state == LINK_READY; /* only this thread changes it */
-    if (n < 1)
-        return false;
-    if (!ready && slice_is(words[0], "READY"))
-        return on_ready(l, words, n);
-    if (!ready && slice_is(words[0], "FAIL") && n == 2) {
-        set_end(l, "the model could not be loaded: %.*s",
-                (int)(words[1].n < 200 ? words[1].n : 200), words[1].p);
-        return true;
-    }
-    if (ready && slice_is(words[0], "VECTORS"))
-        return on_vectors(l, words, n);
-    if (ready && slice_is(words[0], "ERROR"))
-        return on_error(l, words, n);
-    if (ready && slice_is(words[0], "PONG"))
-        return on_pong(l, words, n);
-    return false;
-}
-
-/* Reads what is there and acts on whole messages. False when the child is to be given up. */
-static bool read_some(struct engine_link *l)
-{
-    static const struct resp_limits limits = {.max_bulk_bytes = RESP_BULK_MAX,
-                                              .max_request_bytes = RESP_BULK_MAX,
-                                              .authenticated = true};
-    ssize_t got = recv(l->process.fd, l->read_buffer, READ_BYTES, MSG_DONTWAIT);
-    if (got < 0 && (errno == EAGAIN || errno == EINTR))
-        return true;
-    if (got <= 0)
-        return false; /* how it ended is what waitpid says */
-    struct err e = {0};
-    if (resp_reader_feed(l->reader, l->read_buffer, (size_t)got) != 0) {
-        set_end(l, "out of memory reading its answers");
-        return false;
-    }
-    for (;;) {
-        enum resp_status status = resp_reader_next(l->reader, &limits, &l->message, &e);
-        if (status == RESP_INCOMPLETE)
-            return true;
-        bool good = status == RESP_REQUEST && on_message(l, l->message.argv, l->message.argc);
-        resp_request_reset(&l->message);
-        if (!good) {
-            set_end(l, "it said something that is not the protocol %s", e.message);
-            return false;
-        }
-    }
+    if (l->on_change)
+        l->on_change(l->arg);
 }
 
 /* --- the child's life --- */
@@ -508,18 +76,11 @@ static bool fresh_reader(struct engine_link *l)
 
 static bool start_child(struct engine_link *l)
 {
-    char threads[24], tokens[24], wait_us[24], queue[24];
-    snprintf(threads, sizeof threads, "%" PRId64, l->threads);
-    snprintf(tokens, sizeof tokens, "%" PRId64, l->batch_tokens);
-    snprintf(wait_us, sizeof wait_us, "%" PRId64, l->batch_wait_us);
-    snprintf(queue, sizeof queue, "%" PRId64, l->queue_tokens);
-    const char *const argv[] = {l->program,    "--model",
-                                l->model_path, "--threads",
-                                threads,       "--precision",
-                                l->precision,  "--batch-tokens",
-                                tokens,        "--batch-wait-us",
-                                wait_us,       "--queue-tokens",
-                                queue,         NULL};
+    const char *argv[LINK_ARGUMENTS_MAX + 1] = {l->program};
+    for (int i = 0; l->arguments[i]; i++)
+        argv[i + 1] = l->arguments[i];
+    if (l->on_start)
+        l->on_start(l->arg);
     struct err e = {0};
     struct engine_process p;
     l->started_us = clock_mono_us();
@@ -529,17 +90,22 @@ static bool start_child(struct engine_link *l)
     pthread_mutex_lock(&l->lock);
     if (rc == 0) {
         l->process = p;
-        l->state = LINK_LOADING;
+        if (!l->ending)
+            l->state = ENGINE_LOADING;
         l->slow_load = false;
         l->stats.pid = p.pid;
-        if (l->tried)
+        if (l->tried && l->returning)
+            l->stats.returns++;
+        else if (l->tried)
             l->stats.restarts++;
     }
     pthread_mutex_unlock(&l->lock);
+    l->returning = false;
     if (rc != 0)
-        set_end(l, "%s", e.message);
+        link_set_end(l, "%s", e.message);
     else
-        log_notice("engine started with process id %d, model %s", p.pid, l->model_path);
+        log_notice("engine %s started with process id %d", l->label, p.pid);
+    link_tell(l);
     return rc == 0;
 }
 
@@ -550,22 +116,30 @@ static bool keep_time(struct engine_link *l, bool quiet)
 {
     int64_t now = clock_mono_us(), timeout_ms = atomic_load(&l->timeout_ms);
     int64_t age_ms = (now - l->started_us) / 1000;
-    if (l->state == LINK_LOADING) {
+    pthread_mutex_lock(&l->lock);
+    bool ready = l->state == ENGINE_READY, ending = l->ending;
+    pthread_mutex_unlock(&l->lock);
+    if (ending)
+        return true;
+    if (!ready) {
         if (age_ms > LOAD_LIMIT_MS) {
-            set_end(l, "it did not finish loading in %d s", LOAD_LIMIT_MS / 1000);
+            link_set_end(l, "it did not finish loading in %d s", LOAD_LIMIT_MS / 1000);
             return false;
         }
         if (age_ms > timeout_ms && !l->slow_load) {
             pthread_mutex_lock(&l->lock);
             l->slow_load = true;
             pthread_mutex_unlock(&l->lock);
-            fail_all(l, KITH_ECLOSED,
-                     "ENGINE the embedding engine is still loading its model, try again");
+            char message[256];
+            snprintf(message, sizeof message, LINK_SLOW_LOAD, l->label);
+            link_fail_all(l, KITH_ECLOSED, message);
+            link_tell(l);
         }
         return true;
     }
     if (quiet && l->unanswered_us > 0 && now - l->unanswered_us > timeout_ms * 1000) {
-        set_end(l, "it did not answer for %" PRId64 " ms", (now - l->unanswered_us) / 1000);
+        link_set_end(l, "it did not answer for %" PRId64 " ms",
+                     (now - l->unanswered_us) / 1000);
         return false;
     }
     int64_t interval_ms = timeout_ms / 2 < PING_INTERVAL_MS ? timeout_ms / 2 : PING_INTERVAL_MS;
@@ -574,11 +148,13 @@ static bool keep_time(struct engine_link *l, bool quiet)
         if (l->unanswered_us == 0)
             l->unanswered_us = now;
         pthread_mutex_lock(&l->lock);
-        struct resp_out o = {.to = &l->out, .proto = 2};
-        resp_array(o, 2);
-        resp_bulk_str(o, "PING");
-        resp_bulk_str(o, "0");
-        send_some(l);
+        if (l->state == ENGINE_READY) {
+            struct resp_out o = {.to = &l->out, .proto = 2};
+            resp_array(o, 2);
+            resp_bulk_str(o, "PING");
+            resp_bulk_str(o, "0");
+            link_send_some(l);
+        }
         pthread_mutex_unlock(&l->lock);
     }
     return true;
@@ -596,12 +172,12 @@ static void serve_child(struct engine_link *l)
 {
     for (;;) {
         pthread_mutex_lock(&l->lock);
-        bool closing = l->closing;
-        if (l->state == LINK_READY)
-            send_some(l);
-        bool sending = l->state == LINK_READY && l->out.len > 0;
+        bool leaving = l->closing || l->ending;
+        if (l->state == ENGINE_READY)
+            link_send_some(l);
+        bool sending = l->state == ENGINE_READY && l->out.len > 0;
         pthread_mutex_unlock(&l->lock);
-        if (closing)
+        if (leaving)
             return;
         struct pollfd fds[2] = {
             {.fd = l->process.fd, .events = (short)(sending ? POLLIN | POLLOUT : POLLIN)},
@@ -611,27 +187,51 @@ static void serve_child(struct engine_link *l)
                                                          : PING_INTERVAL_MS / 4;
         int rc = poll(fds, 2, wait);
         if (rc < 0 && errno != EINTR) {
-            set_end(l, "poll: %s", strerror(errno));
+            link_set_end(l, "poll: %s", strerror(errno));
             return;
         }
         if (rc > 0 && fds[1].revents)
             drain_wake(l);
         bool readable = rc > 0 && (fds[0].revents & (POLLIN | POLLHUP | POLLERR));
-        if (readable && !read_some(l))
+        if (readable && !link_read_some(l))
             return;
         if (!keep_time(l, !readable))
             return;
     }
 }
 
+/* The child of an engine that was put away ends in order; what came meanwhile is for the next.
+ */
+static void end_child(struct engine_link *l)
+{
+    char how[64];
+    pthread_mutex_lock(&l->lock);
+    engine_process_hang_up(&l->process);
+    pthread_mutex_unlock(&l->lock);
+    if (engine_process_reap(&l->process, CLOSE_WAIT_MS, how, sizeof how) != 0)
+        engine_process_kill(&l->process);
+    while (engine_process_reap(&l->process, 1000, how, sizeof how) != 0)
+        continue;
+    pthread_mutex_lock(&l->lock);
+    l->ending = false;
+    l->stats.pid = 0;
+    l->tried = true;
+    pthread_cond_broadcast(&l->changed);
+    pthread_mutex_unlock(&l->lock);
+    l->returning = true;
+    l->backoff_ms = 0;
+    log_notice("engine %s put away", l->label);
+    link_tell(l);
+}
+
 /* Ends the child if it has not ended, tells everybody, and plans the next start. */
 static void bury_child(struct engine_link *l)
 {
-    char how[64] = "no status", reason[320], message[512];
+    char how[64] = "no status", reason[512], message[1024];
     pthread_mutex_lock(&l->lock);
     bool closing = l->closing;
-    bool was_ready = l->state == LINK_READY;
-    l->state = LINK_DOWN;
+    bool was_ready = l->state == ENGINE_READY;
+    l->state = ENGINE_DOWN;
     l->stats.up = false;
     l->stats.pid = 0;
     int64_t life_ms = (clock_mono_us() - l->started_us) / 1000;
@@ -646,8 +246,10 @@ static void bury_child(struct engine_link *l)
 
     bool told = l->end_reason[0] != '\0';
     int64_t wait_ms = closing ? CLOSE_WAIT_MS : told ? 0 : STATUS_WAIT_MS;
-    if (closing)
-        fail_all(l, KITH_ECLOSED, "ENGINE the server is shutting down");
+    if (closing) {
+        snprintf(message, sizeof message, LINK_CLOSING, l->label);
+        link_fail_all(l, KITH_ECLOSED, message);
+    }
     if (engine_process_reap(&l->process, wait_ms, how, sizeof how) != 0)
         engine_process_kill(&l->process);
     if (told)
@@ -655,9 +257,10 @@ static void bury_child(struct engine_link *l)
     else
         snprintf(reason, sizeof reason, "%s", how);
     snprintf(message, sizeof message,
-             "ENGINE the embedding engine stopped (%s); it is being restarted, try again",
-             reason);
-    fail_all(l, KITH_ECLOSED, message);
+             "ENGINE the embedding engine of model '%s' stopped (%s); it is being restarted, "
+             "try again",
+             l->label, reason);
+    link_fail_all(l, KITH_ECLOSED, message);
     while (engine_process_reap(&l->process, 1000, how, sizeof how) != 0)
         continue;
     pthread_mutex_lock(&l->lock);
@@ -667,31 +270,45 @@ static void bury_child(struct engine_link *l)
     pthread_cond_broadcast(&l->changed);
     pthread_mutex_unlock(&l->lock);
     if (!closing)
-        log_warning("engine stopped: %s; it is started again in %" PRId64 " ms", reason,
-                    l->backoff_ms);
+        log_warning("engine %s stopped: %s; it is started again in %" PRId64 " ms", l->label,
+                    reason, l->backoff_ms);
+    link_tell(l);
+}
+
+/* Until the next child is to be started; false: until the end of the link. */
+static bool wait_for_start(struct engine_link *l)
+{
+    for (;;) {
+        pthread_mutex_lock(&l->lock);
+        bool closing = l->closing, away = l->state == ENGINE_AWAY;
+        int64_t left_ms =
+            l->state == ENGINE_LOADING ? 0 : (l->next_start_us - clock_mono_us() + 999) / 1000;
+        pthread_mutex_unlock(&l->lock);
+        if (closing)
+            return false;
+        if (!away && left_ms <= 0)
+            return true;
+        struct pollfd fd = {.fd = l->wake_fd, .events = POLLIN};
+        if (poll(&fd, 1, away ? -1 : (int)left_ms) > 0)
+            drain_wake(l);
+    }
 }
 
 static void *link_main(void *arg)
 {
     struct engine_link *l = arg;
-    for (;;) {
+    while (wait_for_start(l)) {
         if (start_child(l))
             serve_child(l);
-        bury_child(l);
-        for (;;) {
-            pthread_mutex_lock(&l->lock);
-            bool closing = l->closing;
-            int64_t left_ms = (l->next_start_us - clock_mono_us() + 999) / 1000;
-            pthread_mutex_unlock(&l->lock);
-            if (closing)
-                return NULL;
-            if (left_ms <= 0)
-                break;
-            struct pollfd fd = {.fd = l->wake_fd, .events = POLLIN};
-            if (poll(&fd, 1, (int)left_ms) > 0)
-                drain_wake(l);
-        }
+        pthread_mutex_lock(&l->lock);
+        bool ending = l->ending && !l->closing;
+        pthread_mutex_unlock(&l->lock);
+        if (ending)
+            end_child(l);
+        else
+            bury_child(l);
     }
+    return NULL;
 }
 
 /* --- opening, closing, looking --- */
@@ -722,11 +339,22 @@ static void free_link(struct engine_link *l)
         resp_reader_free(l->reader);
     resp_request_deinit(&l->message);
     mem_free(l->vectors);
-    mem_free(l->model_path);
-    mem_free(l->precision);
+    mem_free(l->label);
+    for (int i = 0; i < LINK_ARGUMENTS_MAX; i++)
+        mem_free(l->arguments[i]);
     pthread_cond_destroy(&l->changed);
     pthread_mutex_destroy(&l->lock);
     mem_free(l);
+}
+
+static bool copy_arguments(struct engine_link *l, const char *const *arguments)
+{
+    for (int i = 0; arguments[i]; i++) {
+        assert(i + 1 < LINK_ARGUMENTS_MAX);
+        if (!(l->arguments[i] = mem_strdup(arguments[i])))
+            return false;
+    }
+    return true;
 }
 
 int engine_link_open(struct engine_link **out, const struct engine_link_options *o,
@@ -743,19 +371,21 @@ int engine_link_open(struct engine_link **out, const struct engine_link_options 
     pthread_condattr_destroy(&monotonic);
     resp_request_init(&l->message);
     l->process.fd = -1;
-    l->state = LINK_LOADING; /* as good as: the thread starts the child first of all */
+    /* Unless away, LOADING as good as is: the thread starts the child first of all. */
+    l->state = o->away ? ENGINE_AWAY : ENGINE_LOADING;
+    l->returning = o->away;
     l->started_us = clock_mono_us();
-    l->threads = o->threads;
-    l->batch_tokens = o->batch_tokens;
-    l->batch_wait_us = o->batch_wait_us;
-    l->queue_tokens = o->queue_tokens;
     l->bytes_limit = (size_t)o->queue_tokens * BYTES_A_TOKEN;
-    l->model_path = mem_strdup(o->model);
-    l->precision = mem_strdup(o->precision ? o->precision : "auto");
+    l->label = mem_strdup(o->label);
+    l->on_start = o->on_start;
+    l->on_ready = o->on_ready;
+    l->on_change = o->on_change;
+    l->arg = o->arg;
+    bool copied = l->label && copy_arguments(l, o->arguments);
     l->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     engine_link_set_timeout(l, o->timeout_ms);
     int rc = find_program(l->program, sizeof l->program, o->program, e);
-    if (rc == 0 && (!l->model_path || !l->precision))
+    if (rc == 0 && !copied)
         rc = err_set(e, KITH_ENOMEM, "out of memory");
     if (rc == 0 && l->wake_fd < 0)
         rc = err_set_errno(e, errno, "eventfd");
@@ -789,20 +419,25 @@ int engine_link_wait_ready(struct engine_link *l, int64_t timeout_ms, struct err
     if (!l->tried)
         rc =
             err_set(e, KITH_EBUSY, "the engine was not ready after %" PRId64 " ms", timeout_ms);
-    else if (l->state != LINK_READY)
+    else if (l->state != ENGINE_READY)
         rc = err_set(e, KITH_ECLOSED, "%s", l->stats.last_error);
     pthread_mutex_unlock(&l->lock);
     return rc;
+}
+
+void engine_link_shut(struct engine_link *l)
+{
+    pthread_mutex_lock(&l->lock);
+    l->closing = true;
+    pthread_mutex_unlock(&l->lock);
+    link_wake(l);
 }
 
 void engine_link_close(struct engine_link *l)
 {
     if (!l)
         return;
-    pthread_mutex_lock(&l->lock);
-    l->closing = true;
-    pthread_mutex_unlock(&l->lock);
-    wake(l);
+    engine_link_shut(l);
     pthread_join(l->thread, NULL);
     free_link(l);
 }
@@ -811,7 +446,7 @@ bool engine_link_model(struct engine_link *l, struct engine_model *model)
 {
     pthread_mutex_lock(&l->lock);
     *model = l->model;
-    bool up = l->state == LINK_READY;
+    bool up = l->state == ENGINE_READY;
     pthread_mutex_unlock(&l->lock);
     return up;
 }
@@ -820,6 +455,9 @@ void engine_link_stats(struct engine_link *l, struct engine_stats *out)
 {
     pthread_mutex_lock(&l->lock);
     *out = l->stats;
+    out->state = l->state;
+    out->slow_load = l->slow_load;
+    out->tried = l->tried;
     pthread_mutex_unlock(&l->lock);
 }
 

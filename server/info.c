@@ -12,7 +12,7 @@
 #include "index/index.h"
 #include "server/commands_shared.h"
 #include "server/config.h"
-#include "server/engine_link.h"
+#include "server/models.h"
 #include "server/net.h"
 #include "server/recall.h"
 #include "server/server.h"
@@ -279,32 +279,56 @@ static void info_vectorsets(struct info *i)
     one_recall(i->out, "recall_at_10_worst", t.worst);
 }
 
+static void one_model(void *arg, const struct model_view *v)
+{
+    buf_printf(arg,
+               "model_%s:state=%s,default=%d,tasks=%s,dim=%" PRIu32 ",pid=%d,bytes=%" PRIu64
+               ",requests=%" PRIu64 ",texts=%" PRIu64 ",tokens=%" PRIu64 ",queued=%" PRIu64
+               ",failed=%" PRIu64 ",restarts=%" PRIu64 ",returns=%" PRIu64 "\r\n",
+               v->spec.name, v->state, v->is_default, engine_tasks_word(v->model.tasks),
+               v->model.dim, v->stats.pid, v->bytes, v->stats.requests, v->stats.texts,
+               v->stats.tokens, v->stats.queued, v->stats.failed, v->stats.restarts,
+               v->stats.returns);
+}
+
+static void sum_bytes(void *arg, const struct model_view *v)
+{
+    *(uint64_t *)arg += v->bytes;
+}
+
+/* The fields without a name are those of the default model. */
 static void info_engine(struct info *i)
 {
-    struct engine_link *link = i->server->engine;
-    buf_printf(i->out, "engine_enabled:%d\r\n", link != NULL);
-    if (!link)
-        return;
-    struct engine_model m;
-    struct engine_stats s;
-    engine_link_model(link, &m);
-    engine_link_stats(link, &s);
+    struct models *models = i->server->models;
+    struct model_view v;
+    uint64_t bytes = 0;
+    bool enabled = models_view(models, (struct slice){0}, &v);
+    models_each(models, sum_bytes, &bytes);
     buf_printf(i->out,
-               "engine_up:%d\r\nengine_pid:%d\r\nengine_restarts:%" PRIu64
-               "\r\nengine_requests:%" PRIu64 "\r\nengine_texts:%" PRIu64
-               "\r\nengine_tokens:%" PRIu64 "\r\nengine_batches:%" PRIu64
-               "\r\nengine_queued:%" PRIu64 "\r\nengine_failed:%" PRIu64
-               "\r\nengine_last_error:%s\r\n",
-               s.up, s.pid, s.restarts, s.requests, s.texts, s.tokens, s.batches, s.queued,
-               s.failed, s.last_error);
-    if (m.dim > 0)
+               "engine_enabled:%d\r\nengine_memory_limit:%" PRIu64
+               "\r\nengine_memory_used:%" PRIu64 "\r\n",
+               enabled, models_limit(models), bytes);
+    if (enabled) {
+        const struct engine_stats *s = &v.stats;
+        const struct engine_model *m = &v.model;
         buf_printf(i->out,
-                   "engine_model:%s\r\nengine_model_hash:%s\r\nengine_model_dim:%" PRIu32
-                   "\r\nengine_model_context:%" PRIu32
-                   "\r\nengine_model_arch:%s\r\nengine_model_pooling:%s\r\nengine_model_type:%s"
-                   "\r\nengine_precision:%s\r\nengine_kernels:%s\r\n",
-                   m.name, m.hash, m.dim, m.context, m.arch, m.pooling, m.type, m.precision,
-                   m.kernels);
+                   "engine_up:%d\r\nengine_pid:%d\r\nengine_restarts:%" PRIu64
+                   "\r\nengine_requests:%" PRIu64 "\r\nengine_texts:%" PRIu64
+                   "\r\nengine_tokens:%" PRIu64 "\r\nengine_batches:%" PRIu64
+                   "\r\nengine_queued:%" PRIu64 "\r\nengine_failed:%" PRIu64
+                   "\r\nengine_last_error:%s\r\n",
+                   s->up, s->pid, s->restarts, s->requests, s->texts, s->tokens, s->batches,
+                   s->queued, s->failed, s->last_error);
+        if (m->dim > 0)
+            buf_printf(i->out,
+                       "engine_model:%s\r\nengine_model_hash:%s\r\nengine_model_dim:%" PRIu32
+                       "\r\nengine_model_context:%" PRIu32
+                       "\r\nengine_model_arch:%s\r\nengine_model_pooling:%s\r\n"
+                       "engine_model_type:%s\r\nengine_precision:%s\r\nengine_kernels:%s\r\n",
+                       m->name, m->hash, m->dim, m->context, m->arch, m->pooling, m->type,
+                       m->precision, m->kernels);
+    }
+    models_each(models, one_model, i->out);
 }
 
 static const struct section {

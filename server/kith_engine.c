@@ -82,12 +82,12 @@ static int parse_count(const char *name, const char *text, int64_t min, int64_t 
     return 0;
 }
 
-static int parse_precision(const char *text, enum model_precision *precision, struct err *e)
+static int parse_precision(const char *text, enum bert_precision *precision, struct err *e)
 {
     static const struct {
         const char *name;
-        enum model_precision precision;
-    } names[] = {{"auto", MODEL_AUTO}, {"f32", MODEL_F32}, {"int8", MODEL_INT8}};
+        enum bert_precision precision;
+    } names[] = {{"auto", BERT_AUTO}, {"f32", BERT_F32}, {"int8", BERT_INT8}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strcmp(text, names[i].name) == 0) {
             *precision = names[i].precision;
@@ -367,12 +367,12 @@ static int submit(struct service *s, struct ticket *t, const struct resp_request
         return err_set(e, KITH_ENOMEM, "out of memory for %u texts", n);
     for (uint32_t i = 0; i < n; i++)
         texts[i] = (struct slice){.p = q->argv[i + 3].p, .n = q->argv[i + 3].n};
-    const struct embedder_request request = {.texts = texts,
-                                             .n = n,
-                                             .truncate =
-                                                 q->argv[2].n == 1 && q->argv[2].p[0] == 't',
-                                             .done = answer,
-                                             .arg = t};
+    const struct embedder_request request = {
+        .texts = texts,
+        .n = n,
+        .truncate = memchr(q->argv[2].p, 't', q->argv[2].n) != NULL,
+        .done = answer,
+        .arg = t};
     int rc = embedder_submit(s->embedder, &request, e);
     mem_free(texts);
     return rc;

@@ -1,8 +1,8 @@
 /* kith-server: reads the settings, opens the parts in order, waits for a signal, closes them in
  * the opposite order.
  *
- *   start:  settings → log → shard (recovers the data) → engine link → recall sampler → network
- *   stop:   network (no new clients, replies drain) → recall sampler → engine link → shard
+ *   start:  settings → log → shard (recovers the data) → models → recall sampler → network
+ *   stop:   network (no new clients, replies drain) → recall sampler → models → shard
  *           (final checkpoint)
  *
  * One thread takes all signals with sigwait; all others, and the engine process, never see
@@ -30,7 +30,7 @@
 #include "index/index.h"
 #include "server/command.h"
 #include "server/config.h"
-#include "server/engine_link.h"
+#include "server/models.h"
 #include "server/net.h"
 #include "server/recall.h"
 #include "server/server.h"
@@ -215,14 +215,14 @@ static int open_shard(struct program *p, struct err *e)
     return 0;
 }
 
-static int open_engine(struct program *p, struct err *e)
+static int open_models(struct program *p, struct err *e)
 {
-    struct config *c = p->server.config;
-    if (!*c->embedder)
-        return 0;
-    struct engine_link_options o;
-    settings_engine_options(c, &o);
-    return engine_link_open(&p->server.engine, &o, e);
+    struct models_options o;
+    int rc = settings_models_options(p->server.config, &o, e);
+    if (rc == 0)
+        rc = models_open(&p->server.models, &o, e);
+    mem_free((void *)o.configured);
+    return rc;
 }
 
 static int open_net(struct program *p, struct err *e)
@@ -253,7 +253,7 @@ static int open_parts(struct program *p, struct err *e)
     if (rc == 0)
         rc = write_pidfile(p, e); /* only now: the directory's lock says that we are the one */
     if (rc == 0)
-        rc = open_engine(p, e);
+        rc = open_models(p, e);
     if (rc == 0)
         rc = recall_sampler_start(&s->recall,
                                   (double)atomic_load(&s->config->recall_sample_cost), e);
@@ -277,7 +277,7 @@ static int close_parts(struct program *p, bool started)
     atomic_store(&p->net, NULL);
     s->net = NULL;
     recall_sampler_stop(s->recall); /* it counts sets of the shard */
-    engine_link_close(s->engine);
+    models_close(s->models);
     if (s->shard) {
         bool no_save = !started || atomic_load(&s->stop_without_save);
         if (!no_save)

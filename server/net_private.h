@@ -47,6 +47,9 @@ struct request {
     const char *refusal;           /* in the arena: a protocol error to reply before closing */
     uint64_t seq;                  /* names it to the engine's answer, with the client's id */
     enum { TEXTS_UNSENT, TEXTS_NONE, TEXTS_SENT, TEXTS_READY } texts;
+    bool texts_named;           /* the command names its texts' model */
+    int texts_key;              /* else the argument with the set's name, or 0 */
+    unsigned n_again;           /* how often its texts were embedded anew */
     struct embedding embedding; /* when TEXTS_READY */
     struct embed_job *job;      /* holds the vectors of embedding, or NULL */
     struct offload *offload;    /* a search thread has the rest of it, or NULL */

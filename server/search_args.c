@@ -8,7 +8,6 @@
 #include "base/epoch.h"
 #include "index/vectors.h"
 #include "server/data.h"
-#include "server/engine_link.h"
 #include "server/recall.h"
 #include "server/server.h"
 #include "server/vector_args.h"
@@ -24,7 +23,7 @@ struct parse {
     float *vectors; /* room for SEARCH_VECTORS_MAX, made at the first */
     uint32_t n_vectors;
     bool several, has_count, has_rescore, has_combine;
-    bool text; /* TRUNCATE is allowed */
+    bool text; /* TRUNCATE and MODEL are allowed */
 };
 
 static bool fail(struct client *c, const char *format, ...)
@@ -180,16 +179,13 @@ static bool parse_texts(struct parse *p, int *at)
     if (!m || m->code != 0 || m->n != n)
         return fail(c, "%s",
                     m && m->message ? m->message : "ENGINE the texts were not embedded");
-    struct engine_model model = {0};
-    if (c->server->engine)
-        engine_link_model(c->server->engine, &model);
     for (uint32_t i = 0; i < n; i++) {
         struct vector_arg vector = {.values = m->vectors + (size_t)i * m->dim,
                                     .dim = m->dim,
                                     .text = &c->argv[first + (int)i]};
-        memcpy(vector.model.name, model.name, sizeof vector.model.name);
-        memcpy(vector.model.hash, model.hash, sizeof vector.model.hash);
-        memcpy(vector.model.pooling, model.pooling, sizeof vector.model.pooling);
+        memcpy(vector.model.name, m->model->name, sizeof vector.model.name);
+        memcpy(vector.model.hash, m->model->hash, sizeof vector.model.hash);
+        memcpy(vector.model.pooling, m->model->pooling, sizeof vector.model.pooling);
         if (!vector_arg_fits(c, &vector, p->a->set) || !add_vector(p, vector.values))
             return false;
     }
@@ -199,17 +195,19 @@ static bool parse_texts(struct parse *p, int *at)
 
 void search_args_texts(const struct slice *argv, int argc, struct command_texts *out)
 {
-    int64_t n;
-    if (argc < 4 || !slice_is(argv[2], "TEXTS")) {
-        vector_arg_texts(argv, argc, out);
+    static const char *const with_value[] = {"COUNT",     "EPSILON", "EF",      "FILTER",
+                                             "FILTER-EF", "RESCORE", "COMBINE", "MMR",
+                                             "RADIUS",    "OFFSET",  NULL};
+    int64_t n = 1;
+    bool several = argc > 3 && slice_is(argv[2], "TEXTS");
+    int first = several ? 4 : 3;
+    if (argc < 4 || (!several && !slice_is(argv[2], "TEXT")) ||
+        (several &&
+         (!arg_int(argv[3], &n) || n < 1 || n > SEARCH_VECTORS_MAX || n > argc - first)))
         return;
-    }
-    if (!arg_int(argv[3], &n) || n < 1 || n > SEARCH_VECTORS_MAX || n > argc - 4)
-        return;
-    out->first = &argv[4];
-    out->n = (uint32_t)n;
-    for (int i = 4 + (int)n; i < argc; i++)
-        out->truncate |= slice_is(argv[i], "TRUNCATE");
+    *out = (struct command_texts){
+        .first = &argv[first], .n = (uint32_t)n, .role = ENGINE_ROLE_QUERY, .key = 1};
+    vector_arg_text_options(argv, first + (int)n, argc, with_value, out);
 }
 
 /* --- VRECOMMEND --- */
@@ -366,6 +364,10 @@ static bool parse_option(struct parse *p, int *i)
     struct slice o = c->argv[*i];
     if (parse_flag(p, o))
         return true;
+    if (slice_is(o, "MODEL") && p->text) {
+        ++*i; /* as TRUNCATE: known since the command was read */
+        return *i < c->argc || reply_invalid(c, "MODEL", *i, "the name of a model");
+    }
     if (slice_is(o, "COUNT")) {
         p->has_count = true;
         return option_int(c, "COUNT", ++*i, 1, UINT32_MAX, &q->count);

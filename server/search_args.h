@@ -25,5 +25,6 @@ struct search_args {
 bool search_args_vsim(struct client *c, struct vset *set, struct search_args *a);
 bool search_args_vrecommend(struct client *c, struct vset *set, struct search_args *a);
 
-/* The texts hook of VSIM: TEXT text and TEXTS n text .., with TRUNCATE among the options. */
+/* The texts hook of VSIM: TEXT text and TEXTS n text .., with TRUNCATE and MODEL among the
+ * options. */
 void search_args_texts(const struct slice *argv, int argc, struct command_texts *out);

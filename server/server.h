@@ -11,7 +11,7 @@
 struct config;
 struct shard;
 struct net;
-struct engine_link;
+struct models;
 struct slowlog;
 struct recall_sampler;
 
@@ -25,7 +25,7 @@ struct server {
     struct config *config;
     struct shard *shard;
     struct net *net;
-    struct engine_link *engine; /* NULL without --embedder */
+    struct models *models;
     struct slowlog *slowlog;
     struct recall_sampler *recall; /* NULL: searches are not sampled */
     struct server_reset reset;

@@ -6,8 +6,10 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/mem.h"
 #include "server/config.h"
-#include "server/engine_link.h"
+#include "server/config_file.h"
+#include "server/models.h"
 #include "server/recall.h"
 #include "server/server.h"
 #include "server/shard.h"
@@ -31,18 +33,59 @@ void settings_shard_options(struct config *c, struct shard_options *o)
     o->tail_max = (uint32_t)atomic_load(&c->vset_tail_max);
 }
 
-void settings_engine_options(struct config *c, struct engine_link_options *o)
+/* The model of `embedder`, and one for each line of `model`. */
+static int configured_models(struct config *c, struct model_spec **out, int *n, struct err *e)
 {
-    *o = (struct engine_link_options){
+    size_t lines = 1;
+    for (const char *p = c->models; *p; p++)
+        lines += *p == '\n';
+    struct model_spec *specs = mem_calloc(lines + 1, sizeof *specs);
+    if (!specs)
+        return err_set(e, KITH_ENOMEM, "out of memory");
+    int rc = 0, count = 0;
+    if (*c->embedder) {
+        const struct slice words[] = {slice_of("default"), slice_of(c->embedder)};
+        rc = model_spec_read(&specs[count++], words, 2, e);
+        if (rc != 0)
+            err_wrap(e, "embedder");
+    }
+    struct buf store;
+    buf_init(&store);
+    for (const char *p = c->models; *p && rc == 0;) {
+        struct slice words[CONFIG_WORDS_MAX], line = {.p = p, .n = strcspn(p, "\n")};
+        buf_clear(&store);
+        int n_words = config_split_line(line, &store, words, e);
+        rc = n_words < 0 ? n_words : model_spec_read(&specs[count++], words, n_words, e);
+        p += line.n + (p[line.n] != '\0');
+    }
+    buf_deinit(&store);
+    if (rc != 0) {
+        mem_free(specs);
+        return rc;
+    }
+    *out = specs;
+    *n = count;
+    return 0;
+}
+
+int settings_models_options(struct config *c, struct models_options *o, struct err *e)
+{
+    struct model_spec *specs = NULL;
+    int n = 0, rc = configured_models(c, &specs, &n, e);
+    *o = (struct models_options){
         .program = *c->engine_path ? c->engine_path : NULL,
-        .model = c->embedder,
+        .dir = c->dir,
         .precision = c->engine_precision,
         .threads = atomic_load(&c->engine_threads),
         .batch_tokens = atomic_load(&c->engine_batch_tokens),
         .batch_wait_us = atomic_load(&c->engine_batch_wait_us),
         .queue_tokens = atomic_load(&c->engine_queue_tokens),
         .timeout_ms = atomic_load(&c->engine_timeout_ms),
+        .memory_limit = (uint64_t)atomic_load(&c->engine_memory_limit),
+        .configured = specs,
+        .n_configured = n,
     };
+    return rc;
 }
 
 int64_t settings_fit_clients(int64_t maxclients)
@@ -88,6 +131,8 @@ void settings_changed(struct server *s, const char *name)
     else if (strcmp(name, "maxclients") == 0)
         atomic_store(&s->config->maxclients,
                      settings_fit_clients(atomic_load(&s->config->maxclients)));
-    else if (strcmp(name, "engine-timeout-ms") == 0 && s->engine)
-        engine_link_set_timeout(s->engine, atomic_load(&s->config->engine_timeout_ms));
+    else if (strcmp(name, "engine-timeout-ms") == 0)
+        models_set_timeout(s->models, atomic_load(&s->config->engine_timeout_ms));
+    else if (strcmp(name, "engine-memory-limit") == 0)
+        models_set_limit(s->models, (uint64_t)atomic_load(&s->config->engine_memory_limit));
 }

@@ -7,7 +7,7 @@
 #include <stdio.h>
 
 #include "index/vectors.h"
-#include "server/engine_link.h"
+#include "server/models.h"
 #include "server/server.h"
 
 /* Redis' words first, then whose vector it is where there are several, then what is wrong. */
@@ -150,12 +150,9 @@ static bool take_embedding(struct client *c, uint32_t text, struct slice element
         resp_error(c->out, m && m->message ? m->message : "ENGINE the text was not embedded");
         return false;
     }
-    struct engine_model model = {0};
-    if (c->server->engine)
-        engine_link_model(c->server->engine, &model);
-    memcpy(out->model.name, model.name, sizeof out->model.name);
-    memcpy(out->model.hash, model.hash, sizeof out->model.hash);
-    memcpy(out->model.pooling, model.pooling, sizeof out->model.pooling);
+    memcpy(out->model.name, m->model->name, sizeof out->model.name);
+    memcpy(out->model.hash, m->model->hash, sizeof out->model.hash);
+    memcpy(out->model.pooling, m->model->pooling, sizeof out->model.pooling);
     out->values = m->vectors + (size_t)text * m->dim;
     out->dim = m->dim;
     return check_dim(c, m->dim, element) && check_finite(c, out->values, m->dim, element);
@@ -193,15 +190,36 @@ bool vector_arg_model_fits(struct client *c, const struct vector_arg *a, struct 
         return true;
     resp_errorf(c->out,
                 "ERR the set's vectors were made by model '%s' (%s, pooling %s), the engine "
-                "runs '%s' (%s, pooling %s): their vectors cannot be compared",
+                "runs '%s' (%s, pooling %s): their vectors cannot be compared; MODEL LOAD name "
+                "PATH loads the set's model",
                 m.name, m.hash, m.pooling, a->model.name, a->model.hash, a->model.pooling);
     return false;
+}
+
+static bool cut(struct client *c, struct vector_arg *a, uint32_t dim)
+{
+    float *values = arena_alloc(c->arena, dim * sizeof *values);
+    if (!values)
+        return out_of_memory(c);
+    engine_vector_cut(a->values, dim, values);
+    a->values = values;
+    a->dim = dim;
+    return true;
+}
+
+bool vector_arg_cut_to_set(struct client *c, struct vector_arg *a, struct vset *v)
+{
+    const struct vset_params *p = vset_params(v);
+    if (!a->text || a->dim <= p->index.dim || p->projection_dim || !vset_model(v).name[0] ||
+        !engine_model_allows_dim(c->embedding->model, p->index.dim))
+        return true;
+    return cut(c, a, p->index.dim);
 }
 
 bool vector_arg_fits(struct client *c, struct vector_arg *a, struct vset *v)
 {
     const struct vset_params *p = vset_params(v);
-    if (!vector_arg_model_fits(c, a, v))
+    if (!vector_arg_model_fits(c, a, v) || !vector_arg_cut_to_set(c, a, v))
         return false;
     if (a->dim == p->index.dim)
         return true;
@@ -220,14 +238,42 @@ bool vector_arg_fits(struct client *c, struct vector_arg *a, struct vset *v)
     return vector_arg_project(c, a, p->index.dim);
 }
 
-void vector_arg_texts(const struct slice *argv, int argc, struct command_texts *out)
+bool vector_arg_texts_again(struct client *c, struct vset *v)
 {
-    if (argc < 4 || !slice_is(argv[2], "TEXT"))
-        return;
-    out->first = &argv[3];
-    out->n = 1;
-    for (int i = 4; i < argc; i++)
-        out->truncate |= slice_is(argv[i], "TRUNCATE");
+    enum { AGAIN_MAX = 3 };
+    const struct embedding *m = c->embedding;
+    struct vset_model set = {0};
+    struct engine_model right;
+    if (!m || m->code != 0 || m->named || c->in_exec || m->n_again >= AGAIN_MAX)
+        return false;
+    if (v)
+        set = vset_model(v);
+    if (set.name[0] && strcmp(set.hash, m->model->hash) == 0 &&
+        strcmp(set.pooling, m->model->pooling) == 0)
+        return false;
+    struct models_request ask = {
+        .task = ENGINE_EMBED, .hash = set.hash, .pooling = set.pooling};
+    return models_known(c->server->models, &ask, &right) &&
+           (strcmp(right.hash, m->model->hash) != 0 ||
+            strcmp(right.pooling, m->model->pooling) != 0);
+}
+
+void vector_arg_text_options(const struct slice *argv, int at, int end,
+                             const char *const *with_value, struct command_texts *out)
+{
+    for (int i = at; i < end; i++) {
+        if (slice_is(argv[i], "TRUNCATE")) {
+            out->truncate = true;
+        } else if (slice_is(argv[i], "MODEL") && i + 1 < end) {
+            out->model = argv[++i];
+        } else {
+            for (const char *const *w = with_value; *w; w++)
+                if (slice_is(argv[i], *w)) {
+                    i++;
+                    break;
+                }
+        }
+    }
 }
 
 static pthread_key_t scratch_key;

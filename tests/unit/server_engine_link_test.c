@@ -43,16 +43,38 @@ static void say(struct buf *out)
     buf_clear(out);
 }
 
-static void say_ready(struct buf *out)
+static void say_ready(struct buf *out, const char *tasks)
 {
-    static const char *const words[] = {
-        "READY",   "name", "fake", "hash", "0123",  "pooling", "mean",      "dim", "4",
-        "context", "512",  "arch", "bert", "extra", "x",       "precision", "f32"};
+    const char *const words[] = {
+        "READY", "name", "fake", "hash",  "0123", "pooling",   "mean", "dim",   "4",  "context",
+        "512",   "arch", "bert", "extra", "x",    "precision", "f32",  "tasks", tasks};
     struct resp_out o = {.to = out, .proto = 2};
     resp_array(o, sizeof words / sizeof *words);
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         resp_bulk_str(o, words[i]);
     say(out);
+}
+
+/* The score of a document is its length. */
+static void answer_rerank(struct buf *out, const struct slice *argv, int argc)
+{
+    struct resp_out o = {.to = out, .proto = 2};
+    float scores[64];
+    int n = argc - 4;
+    for (int i = 0; i < n; i++)
+        scores[i] = (float)argv[4 + i].n;
+    resp_array(o, 5);
+    resp_bulk_str(o, "SCORES");
+    resp_bulk(o, argv[1].p, argv[1].n);
+    resp_bulkf(o, "%d", n);
+    resp_bulkf(o, "%d", 7);
+    resp_bulk(o, scores, (size_t)n * sizeof *scores);
+    say(out);
+}
+
+static bool has_flag(struct slice flags, char flag)
+{
+    return memchr(flags.p, flag, flags.n) != NULL;
 }
 
 static void answer_embed(struct buf *out, const struct slice *argv, int argc)
@@ -84,6 +106,9 @@ static void answer_embed(struct buf *out, const struct slice *argv, int argc)
             return;
         }
         vector_of(text, v + i * DIM);
+        if (slice_is(text, "FLAGS"))
+            for (int f = 0; f < DIM; f++)
+                v[i * DIM + f] = has_flag(argv[2], "tqd-"[f]);
     }
     bool wrong = n > 0 && slice_is(argv[3], "WRONG");
     resp_array(o, 6);
@@ -111,7 +136,9 @@ static int be_the_engine(const char *model)
     if (strncmp(model, "slow:", 5) == 0)
         while (access(model + 5, F_OK) != 0) /* until the parent makes the file */
             clock_sleep_us(1000);
-    say_ready(&out);
+    say_ready(&out, strncmp(model, "slow:", 5) == 0 ? "embed"
+                    : strcmp(model, "good") == 0    ? "embed"
+                                                    : model);
     struct resp_reader *reader = resp_reader_new();
     struct resp_request q;
     struct err e = {0};
@@ -125,6 +152,8 @@ static int be_the_engine(const char *model)
                 buf_append_str(&out, "*6\r\n$4\r\nPONG\r\n$1\r\n0\r\n$1\r\n0\r\n$2\r\n11\r\n"
                                      "$2\r\n22\r\n$2\r\n33\r\n");
                 say(&out);
+            } else if (slice_is(q.argv[0], "RERANK")) {
+                answer_rerank(&out, q.argv, q.argc);
             } else {
                 answer_embed(&out, q.argv, q.argc);
             }
@@ -156,26 +185,76 @@ static void done(void *arg, const struct engine_answer *a)
     atomic_fetch_add(&call->answers, 1);
 }
 
-static struct engine_link *open_link(const char *model, int64_t timeout_ms,
-                                     int64_t queue_tokens)
+/* What the link called back for. */
+static _Atomic int starts, readies, changes;
+
+static void on_start(void *arg)
+{
+    (void)arg;
+    atomic_fetch_add(&starts, 1);
+}
+
+static void on_ready(void *arg, const struct engine_model *model)
+{
+    (void)arg;
+    assert_string_equal(model->name, "fake");
+    atomic_fetch_add(&readies, 1);
+}
+
+static void on_change(void *arg)
+{
+    (void)arg;
+    atomic_fetch_add(&changes, 1);
+}
+
+static struct engine_link *open_as(const char *model, int64_t timeout_ms, int64_t queue_tokens,
+                                   bool away)
 {
     struct err e = {0};
     struct engine_link *l = NULL;
+    const char *const arguments[] = {"--model", model, NULL};
     struct engine_link_options o = {.program = "/proc/self/exe",
-                                    .model = model,
-                                    .precision = "auto",
-                                    .threads = 1,
-                                    .batch_tokens = 512,
+                                    .label = "m",
+                                    .arguments = arguments,
                                     .queue_tokens = queue_tokens,
-                                    .timeout_ms = timeout_ms};
+                                    .timeout_ms = timeout_ms,
+                                    .away = away,
+                                    .on_start = on_start,
+                                    .on_ready = on_ready,
+                                    .on_change = on_change};
     assert_int_equal(engine_link_open(&l, &o, &e), 0);
     return l;
+}
+
+static struct engine_link *open_link(const char *model, int64_t timeout_ms,
+                                     int64_t queue_tokens)
+{
+    return open_as(model, timeout_ms, queue_tokens, false);
+}
+
+static int send_request(struct engine_link *l, enum engine_task task, const struct slice *texts,
+                        uint32_t n, bool truncate, enum engine_role role, struct call *call)
+{
+    struct engine_request q = {.task = task,
+                               .texts = texts,
+                               .n = n,
+                               .truncate = truncate,
+                               .role = role,
+                               .done = done,
+                               .arg = call};
+    return engine_ask(l, &q);
+}
+
+static int send_texts(struct engine_link *l, const struct slice *texts, uint32_t n,
+                      struct call *call)
+{
+    return send_request(l, ENGINE_EMBED, texts, n, false, ENGINE_ROLE_NONE, call);
 }
 
 static void ask(struct engine_link *l, struct call *call, const char *text)
 {
     struct slice s = slice_of(text);
-    engine_embed(l, &s, 1, false, done, call);
+    send_texts(l, &s, 1, call);
 }
 
 static void wait_answer(struct call *call)
@@ -222,7 +301,7 @@ static void texts_become_vectors(void **state)
         snprintf(names[i], sizeof names[i], "text %d", i);
         texts[i] = slice_of(names[i]);
     }
-    assert_int_equal(engine_embed(l, texts, 60, true, done, &many), 0);
+    assert_int_equal(send_texts(l, texts, 60, &many), 0);
     wait_answer(&many);
     assert_int_equal(many.n, 60);
     for (int i = 0; i < 60; i++) {
@@ -235,7 +314,7 @@ static void texts_become_vectors(void **state)
     wait_answer(&bad);
     assert_int_equal(bad.code, KITH_EINVAL);
     assert_string_equal(bad.message, "ERR text 1 is bad");
-    assert_int_not_equal(engine_embed(l, texts, 0, false, done, &none), 0);
+    assert_int_not_equal(send_texts(l, texts, 0, &none), 0);
     assert_int_equal(atomic_load(&none.answers), 1);
     struct engine_stats stats;
     engine_link_stats(l, &stats);
@@ -377,8 +456,10 @@ static void a_broken_model_is_told_and_tried_again(void **state)
     }
     assert_true(stats.restarts >= 2);
     engine_link_close(l);
+    const char *const arguments[] = {"--model", "m", NULL};
     struct engine_link_options o = {.program = "/nowhere/kith-engine",
-                                    .model = "m",
+                                    .label = "m",
+                                    .arguments = arguments,
                                     .queue_tokens = 1000,
                                     .timeout_ms = 1000};
     assert_int_equal(engine_link_open(&l, &o, &e), 0);
@@ -474,6 +555,158 @@ static void running_out_of_memory_answers_too(void **state)
     engine_link_close(l);
 }
 
+static void wait_pid_gone(int pid)
+{
+    for (int i = 0; i < PATIENCE_MS && kill(pid, 0) == 0; i++)
+        clock_sleep_us(1000);
+    assert_int_equal(kill(pid, 0), -1);
+}
+
+/* Put away, its process is gone; asked again, it is another one and no restart. */
+static void put_away_and_brought_back(void **state)
+{
+    (void)state;
+    struct err e = {0};
+    struct engine_link *l = open_link("good", NEVER_MS, 100000);
+    struct engine_stats before, after;
+    int started = atomic_load(&starts), ready = atomic_load(&readies);
+    assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), 0);
+    for (int round = 1; round <= 3; round++) {
+        static struct call call;
+        memset(&call, 0, sizeof call);
+        wait_up(l);
+        engine_link_stats(l, &before);
+        assert_true(engine_link_put_away(l, NULL));
+        assert_false(engine_link_put_away(l, NULL)); /* it is away */
+        if (round > 1)
+            wait_pid_gone(before.pid); /* else the request comes while it still ends */
+        ask(l, &call, "text");
+        wait_answer(&call);
+        assert_vectors(&call, "text");
+        engine_link_stats(l, &after);
+        assert_int_not_equal(after.pid, before.pid);
+        assert_int_equal(after.restarts, 0);
+        assert_int_equal(after.returns, round);
+        assert_true(after.state == ENGINE_READY);
+    }
+    assert_true(atomic_load(&starts) >= started + 3);
+    assert_true(atomic_load(&readies) >= ready + 3);
+    engine_link_close(l);
+}
+
+static void a_busy_engine_is_not_put_away(void **state)
+{
+    (void)state;
+    struct err e = {0};
+    struct engine_link *l = open_link("good", NEVER_MS, 100000);
+    static struct call silent, after;
+    assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), 0);
+    ask(l, &silent, "SILENT");
+    assert_false(engine_link_put_away(l, NULL));
+    assert_int_equal(atomic_load(&silent.answers), 0);
+    assert_true(engine_link_put_away(l, "ENGINE it is too large")); /* unless it must be */
+    wait_answer(&silent);
+    assert_string_equal(silent.message, "ENGINE it is too large");
+    ask(l, &after, "text");
+    wait_answer(&after);
+    assert_vectors(&after, "text");
+    engine_link_close(l);
+}
+
+static void away_from_the_start(void **state)
+{
+    (void)state;
+    struct engine_link *l = open_as("good", NEVER_MS, 100000, true);
+    struct engine_stats stats;
+    static struct call call;
+    clock_sleep_us(20000);
+    engine_link_stats(l, &stats);
+    assert_true(stats.state == ENGINE_AWAY && stats.pid == 0);
+    ask(l, &call, "text");
+    wait_answer(&call);
+    assert_vectors(&call, "text");
+    engine_link_stats(l, &stats);
+    assert_int_equal(stats.returns, 0);
+    engine_link_close(l);
+    l = open_as("good", NEVER_MS, 100000, true);
+    engine_link_close(l); /* nothing ever ran */
+}
+
+static void roles_are_letters(void **state)
+{
+    (void)state;
+    static const struct {
+        bool truncate;
+        enum engine_role role;
+        float t, q, d, none;
+    } rows[] = {{false, ENGINE_ROLE_NONE, 0, 0, 0, 1},
+                {true, ENGINE_ROLE_NONE, 1, 0, 0, 0},
+                {true, ENGINE_ROLE_QUERY, 1, 1, 0, 0},
+                {false, ENGINE_ROLE_DOCUMENT, 0, 0, 1, 0}};
+    struct err e = {0};
+    struct engine_link *l = open_link("good", NEVER_MS, 100000);
+    struct slice text = slice_of("FLAGS");
+    assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), 0);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct call call = {0};
+        send_request(l, ENGINE_EMBED, &text, 1, rows[i].truncate, rows[i].role, &call);
+        wait_answer(&call);
+        assert_true(call.vectors[0] == rows[i].t && call.vectors[1] == rows[i].q);
+        assert_true(call.vectors[2] == rows[i].d && call.vectors[3] == rows[i].none);
+    }
+    engine_link_close(l);
+}
+
+static void a_task_the_model_has_not(void **state)
+{
+    (void)state;
+    struct err e = {0};
+    const struct slice texts[] = {slice_of("query"), slice_of("four"), slice_of("seven!!")};
+    for (int reranks = 0; reranks < 2; reranks++) {
+        struct engine_link *l = open_link(reranks ? "rerank" : "good", NEVER_MS, 100000);
+        assert_int_equal(engine_link_wait_ready(l, PATIENCE_MS, &e), 0);
+        struct call embed = {0}, rerank = {0};
+        send_texts(l, texts, 3, &embed);
+        send_request(l, ENGINE_RERANK, texts, 3, false, ENGINE_ROLE_NONE, &rerank);
+        wait_answer(&embed);
+        wait_answer(&rerank);
+        assert_int_equal(embed.code, reranks ? KITH_EUNSUPPORTED : 0);
+        assert_int_equal(rerank.code, reranks ? 0 : KITH_EUNSUPPORTED);
+        assert_non_null(strstr((reranks ? embed : rerank).message, "model 'm'"));
+        if (reranks) {
+            assert_int_equal(rerank.n, 2);
+            assert_int_equal(rerank.dim, 1);
+            assert_true(rerank.vectors[0] == 4 && rerank.vectors[1] == 7);
+        }
+        engine_link_close(l);
+    }
+}
+
+/* Nobody knows the tasks while the model is loaded: those that it then has not are taken out
+ * from between the others. */
+static void tasks_that_waited_for_the_model(void **state)
+{
+    (void)state;
+    char dir[64], go[80], model[96];
+    unit_dir_make(dir);
+    snprintf(go, sizeof go, "%s/go", dir);
+    snprintf(model, sizeof model, "slow:%s", go);
+    struct engine_link *l = open_link(model, NEVER_MS, 100000);
+    const struct slice texts[] = {slice_of("query"), slice_of("document")};
+    static struct call calls[9];
+    for (int i = 0; i < 9; i++)
+        send_request(l, i % 3 == 1 ? ENGINE_RERANK : ENGINE_EMBED, texts, 2, false,
+                     ENGINE_ROLE_NONE, &calls[i]);
+    fclose(fopen(go, "w"));
+    for (int i = 0; i < 9; i++) {
+        wait_answer(&calls[i]);
+        assert_int_equal(calls[i].code, i % 3 == 1 ? KITH_EUNSUPPORTED : 0);
+        assert_int_equal(calls[i].n, i % 3 == 1 ? 0 : 2);
+    }
+    engine_link_close(l);
+    unit_remove(dir);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 2 && strcmp(argv[1], "--model") == 0)
@@ -493,6 +726,12 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_queue_is_bounded),
         cmocka_unit_test(closing_leaves_no_child),
         cmocka_unit_test(running_out_of_memory_answers_too),
+        cmocka_unit_test(put_away_and_brought_back),
+        cmocka_unit_test(a_busy_engine_is_not_put_away),
+        cmocka_unit_test(away_from_the_start),
+        cmocka_unit_test(roles_are_letters),
+        cmocka_unit_test(a_task_the_model_has_not),
+        cmocka_unit_test(tasks_that_waited_for_the_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
