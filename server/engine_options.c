@@ -1,0 +1,185 @@
+#include "server/engine_options.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+const char engine_options_help[] =
+    "usage: kith-engine --model FILE.gguf [options]\n"
+    "\n"
+    "Runs an embedding model for kith-server, which starts it and talks to it over a\n"
+    "socket (protocol/engine_wire.md). These modes are for people:\n"
+    "\n"
+    "  --embed TEXT           prints the vector of TEXT, a number a word\n"
+    "  --role query|document  puts the model's prompt for a query or a document before it\n"
+    "  --rerank QUERY         prints the raw score of each document for QUERY, a line each\n"
+    "  --document TEXT        a document of --rerank; may be given many times\n"
+    "  --tokenize TEXT        prints TEXT's tokens, a line each: id, tab, piece\n"
+    "  --tokenize-file FILE   takes each line of FILE ('-': standard input) as a text and\n"
+    "                         prints its tokens' ids in a line\n"
+    "\n"
+    "  --model FILE.gguf      the model; kith-convert makes one\n"
+    "  --fd N                 the socket's descriptor (default 3)\n"
+    "  --threads N            of the compute pool (default 0: one a processor)\n"
+    "  --precision P          auto, f32 or int8 (default auto: int8 where weights are "
+    "quantized)\n"
+    "  --batch-tokens N       most tokens of one batch (default 2048)\n"
+    "  --batch-wait-us N      longest wait for company after a shared batch (default 300)\n"
+    "  --queue-tokens N       most tokens that may wait (default 1048576);\n"
+    "                         also --max-queue-tokens\n"
+    "  --version, --help\n";
+
+/* --- values --- */
+
+static int parse_count(const char *name, const char *text, int64_t min, int64_t max, int64_t *v,
+                       struct err *e)
+{
+    char *end;
+    errno = 0;
+    long long n = strtoll(text, &end, 10);
+    if (errno || end == text || *end || n < min || n > max)
+        return err_set(e, KITH_EINVAL,
+                       "%s takes a number from %" PRId64 " to %" PRId64 ", not '%s'", name, min,
+                       max, text);
+    *v = n;
+    return 0;
+}
+
+static int parse_precision(const char *text, enum bert_precision *precision, struct err *e)
+{
+    static const struct {
+        const char *name;
+        enum bert_precision precision;
+    } names[] = {{"auto", BERT_AUTO}, {"f32", BERT_F32}, {"int8", BERT_INT8}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(text, names[i].name) == 0) {
+            *precision = names[i].precision;
+            return 0;
+        }
+    return err_set(e, KITH_EINVAL, "--precision takes auto, f32 or int8, not '%s'", text);
+}
+
+static int parse_role(const char *text, enum backend_role *role, struct err *e)
+{
+    if (strcmp(text, "query") == 0)
+        *role = BACKEND_QUERY;
+    else if (strcmp(text, "document") == 0)
+        *role = BACKEND_DOCUMENT;
+    else
+        return err_set(e, KITH_EINVAL, "--role takes query or document, not '%s'", text);
+    return 0;
+}
+
+/* --- options --- */
+
+/* Those of the modes for people; *known says whether it was one. */
+static int parse_mode(struct engine_options *o, const char *name, const char *value,
+                      bool *known, struct err *e)
+{
+    const struct {
+        const char *name, **to;
+    } modes[] = {{"--embed", &o->embed},
+                 {"--rerank", &o->rerank},
+                 {"--tokenize", &o->tokenize},
+                 {"--tokenize-file", &o->tokenize_file}};
+    *known = true;
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
+        if (strcmp(name, modes[i].name) == 0) {
+            *modes[i].to = value;
+            return 0;
+        }
+    if (strcmp(name, "--role") == 0)
+        return parse_role(value, &o->role, e);
+    if (strcmp(name, "--document") == 0) {
+        o->documents[o->n_documents++] = slice_of(value);
+        return 0;
+    }
+    *known = false;
+    return 0;
+}
+
+static int parse_local(struct engine_options *o, const char *name, const char *value,
+                       bool *known, struct err *e)
+{
+    struct embedder_options *m = &o->embedder;
+    int64_t n = 0;
+    int rc = 0;
+    *known = true;
+    if (strcmp(name, "--model") == 0) {
+        o->model = value;
+    } else if (strcmp(name, "--precision") == 0) {
+        rc = parse_precision(value, &m->precision, e);
+    } else if (strcmp(name, "--threads") == 0) {
+        rc = parse_count(name, value, 0, 1024, &n, e);
+        m->n_threads = (unsigned)n;
+    } else if (strcmp(name, "--batch-tokens") == 0) {
+        rc = parse_count(name, value, 1, 1 << 24, &n, e);
+        m->batch_tokens = (uint32_t)n;
+    } else if (strcmp(name, "--batch-wait-us") == 0) {
+        rc = parse_count(name, value, 0, 1000000, &n, e);
+        m->batch_wait_us = n;
+    } else if (strcmp(name, "--queue-tokens") == 0 || strcmp(name, "--max-queue-tokens") == 0) {
+        rc = parse_count(name, value, 1, INT32_MAX, &n, e);
+        m->max_queue_tokens = (uint64_t)n;
+    } else {
+        *known = false;
+    }
+    return rc;
+}
+
+static int parse_option(struct engine_options *o, const char *name, const char *value,
+                        struct err *e)
+{
+    bool known;
+    int rc = parse_mode(o, name, value, &known, e);
+    if (!known)
+        rc = parse_local(o, name, value, &known, e);
+    if (!known && strcmp(name, "--fd") == 0) {
+        int64_t n = 0;
+        rc = parse_count(name, value, 0, 65535, &n, e);
+        o->fd = (int)n;
+        known = true;
+    }
+    return known ? rc : err_set(e, KITH_EINVAL, "unknown option '%s'", name);
+}
+
+static int check(const struct engine_options *o, struct err *e)
+{
+    const int modes = !!o->embed + !!o->rerank + !!o->tokenize + !!o->tokenize_file;
+    if (!o->model)
+        return err_set(e, KITH_EINVAL, "--model is needed");
+    if (modes > 1)
+        return err_set(e, KITH_EINVAL,
+                       "one of --embed, --rerank, --tokenize and --tokenize-file at a time");
+    if (o->role != BACKEND_PLAIN && !o->embed)
+        return err_set(e, KITH_EINVAL, "--role goes with --embed");
+    if (!o->rerank != !o->n_documents)
+        return err_set(e, KITH_EINVAL, "--rerank and --document go together");
+    return 0;
+}
+
+int engine_options_parse(struct engine_options *o, int argc, char **argv, struct err *e)
+{
+    memset(o, 0, sizeof *o);
+    o->fd = 3;
+    embedder_defaults(&o->embedder);
+    o->documents = mem_calloc((size_t)argc, sizeof *o->documents);
+    int rc = o->documents ? 0 : err_set(e, KITH_ENOMEM, "out of memory");
+    for (int i = 1; i < argc && !rc; i += 2)
+        rc = i + 1 == argc ? err_set(e, KITH_EINVAL, "%s takes a value", argv[i])
+                           : parse_option(o, argv[i], argv[i + 1], e);
+    if (!rc)
+        rc = check(o, e);
+    if (rc)
+        engine_options_deinit(o);
+    return rc;
+}
+
+void engine_options_deinit(struct engine_options *o)
+{
+    mem_free(o->documents);
+    o->documents = NULL;
+}
