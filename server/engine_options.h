@@ -3,11 +3,14 @@
 
 #include "engine/embedder.h"
 #include "server/engine_backend.h"
+#include "server/remote_backend.h"
 
 struct engine_options {
-    const char *model;
-    int fd;
+    const char *model; /* of this machine; NULL where is_remote */
     struct embedder_options embedder;
+    struct remote_options remote;
+    bool is_remote, any_remote; /* --remote; any option of remote models */
+    int fd;
     /* The modes for people: at most one of embed, rerank, tokenize, tokenize_file. */
     const char *embed, *rerank, *tokenize, *tokenize_file;
     enum backend_role role;

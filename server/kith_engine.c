@@ -155,6 +155,8 @@ static int tokenize_file(struct embedder *m, const char *path, struct err *e)
 
 static int open_backend(struct engine_backend *b, const struct engine_options *o, struct err *e)
 {
+    if (o->is_remote)
+        return remote_backend_open(b, &o->remote, e);
     return local_backend_open(b, o->model, &o->embedder, e);
 }
 
