@@ -116,7 +116,7 @@ static const char *type_name(const json_t *j)
 static int read_vector(const struct remote_model *m, const json_t *from, uint32_t i, float *to,
                        struct err *e)
 {
-    double squares = 0;
+    double largest = 0, squares = 0;
     if (!json_is_array(from))
         return err_set(e, KITH_EPROTO, "vector %u is %s, expected an array of %u numbers",
                        i + 1, type_name(from), m->dim);
@@ -134,15 +134,20 @@ static int read_vector(const struct remote_model *m, const json_t *from, uint32_
             return err_set(e, KITH_EPROTO,
                            "vector %u: number %u is %g, expected one that is finite as float32",
                            i + 1, k + 1, v);
-        squares += v * v;
+        largest = fabs(v) > largest ? fabs(v) : largest;
     }
-    const double length = sqrt(squares);
-    if (!(length > 0) || !isfinite(1 / length))
-        return err_set(e, KITH_EPROTO,
-                       "vector %u has the length %g, expected one with a direction", i + 1,
-                       length);
+    if (largest == 0)
+        return err_set(e, KITH_EPROTO, "vector %u is all zeros, expected one with a direction",
+                       i + 1);
+    /* Squares of small numbers would lose their digits. */
+    for (uint32_t k = 0; k < m->dim; k++) {
+        const double v = json_number_value(json_array_get(from, k)) / largest;
+        squares += v * v;
+        to[k] = (float)v;
+    }
+    const float scale = (float)(1 / sqrt(squares));
     for (uint32_t k = 0; k < m->dim; k++)
-        to[k] = (float)(json_number_value(json_array_get(from, k)) / length);
+        to[k] *= scale;
     return 0;
 }
 
@@ -239,6 +244,7 @@ int remote_api_answer(const struct remote_model *m, struct slice body, uint32_t 
                       float *vectors, uint32_t *n_tokens, struct err *e)
 {
     json_error_t where;
+    *n_tokens = 0;
     if (n == 0)
         return err_set(e, KITH_EINVAL, "an answer to no texts");
     json_t *root = json_loadb(body.n ? body.p : "", body.n, JSON_REJECT_DUPLICATES, &where);
@@ -251,7 +257,8 @@ int remote_api_answer(const struct remote_model *m, struct slice body, uint32_t 
             ? err_set(e, KITH_EPROTO, "the answer is %s, expected an object", type_name(root))
         : m->style == REMOTE_OPENAI ? read_openai(m, root, n, vectors, e)
                                     : read_ollama(m, root, n, vectors, e);
-    *n_tokens = rc ? 0 : read_tokens(m, root);
+    if (!rc)
+        *n_tokens = read_tokens(m, root);
     json_decref(root);
     return rc;
 }
