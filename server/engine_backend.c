@@ -6,13 +6,19 @@
 
 void backend_pair(struct backend_pairs *p, const char *key, const char *format, ...)
 {
-    char value[4096];
-    va_list ap;
+    va_list ap, again;
     va_start(ap, format);
-    vsnprintf(value, sizeof value, format, ap);
+    va_copy(again, ap);
+    const int n = vsnprintf(NULL, 0, format, ap);
     va_end(ap);
     buf_append(&p->bytes, key, strlen(key) + 1);
-    buf_append(&p->bytes, value, strlen(value) + 1);
+    char *to = n < 0 ? NULL : buf_reserve(&p->bytes, (size_t)n + 1);
+    if (to) {
+        vsnprintf(to, (size_t)n + 1, format, again);
+        p->bytes.len += (size_t)n + 1;
+    }
+    va_end(again);
+    p->bytes.failed |= !to;
     p->n++;
 }
 

@@ -74,12 +74,12 @@ static int parse_count(const char *name, const char *text, int64_t min, int64_t 
     return 0;
 }
 
-static int parse_precision(const char *text, enum bert_precision *precision, struct err *e)
+static int parse_precision(const char *text, enum model_precision *precision, struct err *e)
 {
     static const struct {
         const char *name;
-        enum bert_precision precision;
-    } names[] = {{"auto", BERT_AUTO}, {"f32", BERT_F32}, {"int8", BERT_INT8}};
+        enum model_precision precision;
+    } names[] = {{"auto", MODEL_AUTO}, {"f32", MODEL_F32}, {"int8", MODEL_INT8}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strcmp(text, names[i].name) == 0) {
             *precision = names[i].precision;

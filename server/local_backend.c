@@ -26,34 +26,36 @@ static void on_result(void *arg, const struct scheduler_result *r)
     mem_free(t);
 }
 
-static int submit(struct local_backend *b, const struct backend_request *request,
-                  struct ticket *t, struct err *e)
+/* query: of a rerank, else NULL. */
+static void local_submit(struct local_backend *b, const struct slice *query,
+                         const struct backend_request *request)
 {
-    struct embedder_text *texts = mem_alloc_n(request->n, sizeof *texts);
-    if (!texts)
-        return err_set(e, KITH_ENOMEM, "out of memory for %u texts", request->n);
-    for (uint32_t i = 0; i < request->n; i++)
-        texts[i] = (struct embedder_text){.p = request->texts[i].p, .n = request->texts[i].n};
-    const struct embedder_request r = {.texts = texts,
-                                       .n = request->n,
-                                       .truncate = request->truncate,
-                                       .done = on_result,
-                                       .arg = t};
-    int rc = embedder_submit(b->embedder, &r, e);
-    mem_free(texts);
-    return rc;
-}
-
-static void local_embed(void *self, const struct backend_request *request)
-{
+    static const enum embedder_role roles[] = {[BACKEND_PLAIN] = EMBEDDER_PLAIN,
+                                               [BACKEND_QUERY] = EMBEDDER_QUERY,
+                                               [BACKEND_DOCUMENT] = EMBEDDER_DOCUMENT};
     struct ticket *t = mem_alloc(sizeof *t);
     struct err e = {0};
     int rc;
     if (!t) {
         rc = err_set(&e, KITH_ENOMEM, "out of memory");
+    } else if (query) {
+        *t = (struct ticket){.done = request->done, .arg = request->arg};
+        const struct embedder_rerank_request r = {.query = *query,
+                                                  .documents = request->texts,
+                                                  .n = request->n,
+                                                  .truncate = request->truncate,
+                                                  .done = on_result,
+                                                  .arg = t};
+        rc = embedder_rerank(b->embedder, &r, &e);
     } else {
         *t = (struct ticket){.done = request->done, .arg = request->arg};
-        rc = submit(self, request, t, &e);
+        const struct embedder_request r = {.texts = request->texts,
+                                           .n = request->n,
+                                           .truncate = request->truncate,
+                                           .role = roles[request->role],
+                                           .done = on_result,
+                                           .arg = t};
+        rc = embedder_submit(b->embedder, &r, &e);
     }
     if (rc) {
         mem_free(t);
@@ -61,13 +63,14 @@ static void local_embed(void *self, const struct backend_request *request)
     }
 }
 
+static void local_embed(void *self, const struct backend_request *request)
+{
+    local_submit(self, NULL, request);
+}
+
 static void local_rerank(void *self, struct slice query, const struct backend_request *request)
 {
-    (void)self;
-    (void)query;
-    struct err e;
-    err_set(&e, KITH_EUNSUPPORTED, "the model gives vectors and no scores: it is no reranker");
-    backend_refuse(request, &e);
+    local_submit(self, &query, request);
 }
 
 static void local_describe(void *self, struct backend_pairs *p)
@@ -75,7 +78,8 @@ static void local_describe(void *self, struct backend_pairs *p)
     const struct local_backend *b = self;
     const struct embedder_info *info = embedder_info(b->embedder);
     backend_pair(p, "kind", "local");
-    backend_pair(p, "tasks", "embed");
+    backend_pair(p, "tasks", "%s%s%s", info->embeds ? "embed" : "",
+                 info->embeds && info->reranks ? "," : "", info->reranks ? "rerank" : "");
     backend_pair(p, "name", "%s", info->name);
     backend_pair(p, "hash", "%s", info->hash);
     backend_pair(p, "pooling", "%s", info->pooling);
@@ -86,6 +90,10 @@ static void local_describe(void *self, struct backend_pairs *p)
     backend_pair(p, "path", "%s", b->path);
     backend_pair(p, "dim", "%u", info->dim);
     backend_pair(p, "context", "%u", info->context);
+    backend_pair(p, "bytes", "%zu", info->bytes);
+    backend_pair(p, "query-prompt", "%s", info->query_prompt);
+    backend_pair(p, "document-prompt", "%s", info->document_prompt);
+    backend_pair(p, "dims", "%s", info->dims);
     backend_pair(p, "threads", "%u", info->n_threads);
     backend_pair(p, "batch-tokens", "%u", info->batch_tokens);
 }
