@@ -651,7 +651,7 @@ def test_wrong_command_lines(words, said):
         ("http://127.0.0.1:9/?key=x", "no query"),
         ("http://127.0.0.1:9/#x", "no fragment"),
         (f"http://me:{KEY}@127.0.0.1:9", "--key-file"),
-        ("http://127.0.0.1/" + "x" * 2000, "1024"),
+        ("http://127.0.0.1/" + "x" * 300, "200"),
     ],
 )
 def test_wrong_urls(url, said):
