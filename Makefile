@@ -49,6 +49,10 @@ SYS_index := $(SYS_base)
 SYS_engine := -lutf8proc $(SYS_base)
 SYS_replication := $(SYS_storage) $(SYS_protocol)
 SYS_server := -levent_core $(SYS_storage) $(SYS_protocol) $(SYS_engine)
+# Remote models: of kith-engine alone, and of what has all of server/ in it.
+SYS_remote := -lcurl -ljansson
+SYS_kith_engine := $(SYS_remote)
+SYS_server_remote_api_test := -ljansson
 DEPS_tools := engine base
 SYS_tools := -ljansson -lhiredis $(SYS_engine)
 
@@ -206,7 +210,7 @@ define PROGRAM_RULE
 $(BIN)/$(subst _,-,$(notdir $(1:.c=))): $(OBJ)/$(1:.c=.o) $(if $(filter tools/%,$(1)),$(patsubst %.c,$(OBJ)/%.o,$(TOOL_SRC))) $(call room_libs,server)
 	$$(call say,LINK,$$@)
 	$(Q)mkdir -p $$(@D)
-	$(Q)$(CC) $(LDFLAGS) -o $$@ $$^ $(if $(filter tools/%,$(1)),$(SYS_tools)) $(SYS_server)
+	$(Q)$(CC) $(LDFLAGS) -o $$@ $$^ $(if $(filter tools/%,$(1)),$(SYS_tools)) $(SYS_$(notdir $(1:.c=))) $(SYS_server)
 endef
 $(foreach p,$(PROGRAM_SRC) $(BENCH_SRC),$(eval $(call PROGRAM_RULE,$(p))))
 
@@ -221,22 +225,23 @@ define UNIT_RULE
 $(TESTBIN)/$(1): $(OBJ)/tests/unit/$(1).o $(call room_libs,$(firstword $(subst _, ,$(1))))
 	$$(call say,LINK,$$@)
 	$(Q)mkdir -p $$(@D)
-	$(Q)$(CC) $(LDFLAGS) -o $$@ $$^ -lcmocka $(SYS_$(firstword $(subst _, ,$(1))))
+	$(Q)$(CC) $(LDFLAGS) -o $$@ $$^ -lcmocka $(SYS_$(1)) $(SYS_$(firstword $(subst _, ,$(1))))
 endef
 $(foreach t,$(UNIT_SRC),$(eval $(call UNIT_RULE,$(notdir $(t:.c=)))))
 
 # A fuzzer is fuzz_room_what.c with its corpus in tests/fuzz/corpus/room_what/. `make test` replays
 # the corpus with an ordinary main; `make fuzz` runs libFuzzer under ASan and UBSan.
 fuzz_room = $(word 2,$(subst _, ,$(1)))
+fuzz_libraries = $(SYS_$(call fuzz_room,$(1))) $(if $(filter server,$(call fuzz_room,$(1))),$(SYS_remote))
 define FUZZ_RULE
 $(TESTBIN)/replay_$(1): $(OBJ)/tests/fuzz/$(1).o $(OBJ)/tests/fuzz/replay.o $(call room_libs,$(call fuzz_room,$(1)))
 	$$(call say,LINK,$$@)
 	$(Q)mkdir -p $$(@D)
-	$(Q)$(CC) $(LDFLAGS) -o $$@ $$^ $(SYS_$(call fuzz_room,$(1)))
+	$(Q)$(CC) $(LDFLAGS) -o $$@ $$^ $(call fuzz_libraries,$(1))
 build/fuzz/$(1): tests/fuzz/$(1).c $(filter $(call fuzz_room,$(1))/% $(foreach d,$(DEPS_$(call fuzz_room,$(1))),$(d)/%),$(PLAIN_SRC) $(TOOL_SRC) $(KERNEL_SRC)) $(HEADERS)
 	$$(call say,FUZZ,$$@)
 	$(Q)mkdir -p $$(@D)
-	$(Q)tools/build-fuzzer.sh $$@ $$(filter %.c,$$^) -- $(CSTD) -I. $(SYS_$(call fuzz_room,$(1)))
+	$(Q)tools/build-fuzzer.sh $$@ $$(filter %.c,$$^) -- $(CSTD) -I. $(call fuzz_libraries,$(1))
 endef
 $(foreach f,$(FUZZ_SRC),$(eval $(call FUZZ_RULE,$(notdir $(f:.c=)))))
 

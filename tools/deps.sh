@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 build="gcc make libc6-dev liblmdb-dev libxxhash-dev libsimde-dev libevent-dev libhiredis-dev
- libutf8proc-dev libjansson-dev python3-venv redis-tools"
+ libutf8proc-dev libjansson-dev libcurl4-openssl-dev python3-venv redis-tools"
 test="$build libcmocka-dev clang clang-format libclang-rt-14-dev redis-server strace lmdb-utils e2fsprogs"
 bench="$test g++ libhnswlib-dev"
 case "${1:-build}" in

@@ -50,7 +50,8 @@ library 'hiredis/read' '^protocol/'
 library 'event2' '^server/'
 library 'simde' '^(index|engine)/.*(_kernels\.c|lanes\.h)$'
 library 'utf8proc' '^engine/'
-library 'jansson' '^tools/'
+library 'jansson' '^tools/|^server/remote_api\.c$|^tests/unit/server_remote_api_test\.c$'
+library 'curl' '^server/remote_http\.c$'
 
 echo "==> each room links with what it may know"
 for room in base protocol storage index engine server; do
@@ -62,7 +63,7 @@ for room in base protocol storage index engine server; do
     storage) libs="base" sys="-llmdb -lxxhash -lm" ;;
     index) libs="base" sys="-lxxhash -lm" ;;
     engine) libs="base" sys="-lutf8proc -lxxhash -lm" ;;
-    server) libs="replication engine index storage protocol base" sys="-levent_core -llmdb -lhiredis -lutf8proc -lxxhash -lm" ;;
+    server) libs="replication engine index storage protocol base" sys="-lcurl -ljansson -levent_core -llmdb -lhiredis -lutf8proc -lxxhash -lm" ;;
     esac
     args="-Wl,--whole-archive build/obj/lib$room.a -Wl,--no-whole-archive"
     for l in $libs; do args="$args build/obj/lib$l.a"; done
