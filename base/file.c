@@ -64,7 +64,7 @@ int file_read_whole(const char *path, size_t max_bytes, struct buf *out, struct 
     } else if ((uint64_t)st.st_size > max_bytes) {
         rc = err_set(e, KITH_ELIMIT, "%s has %lld bytes, at most %zu are read", path,
                      (long long)st.st_size, max_bytes);
-    } else {
+    } else if (st.st_size > 0) {
         char *to = buf_reserve(out, (size_t)st.st_size);
         ssize_t got = to ? file_pread_all(fd, to, (size_t)st.st_size, 0, e)
                          : err_set(e, KITH_ENOMEM, "out of memory reading %s", path);

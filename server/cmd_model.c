@@ -37,7 +37,8 @@ static enum command_result model_load(struct client *c)
 {
     struct err e = {0};
     struct model_spec spec;
-    if (c->wait_ticket == 0 && model_spec_read(&spec, c->argv + 2, c->argc - 2, &e) == 0)
+    if (c->wait_ticket == 0 && model_spec_read(&spec, c->argv + 2, c->argc - 2, &e) == 0 &&
+        model_spec_make_absolute(&spec, &e) == 0)
         c->wait_ticket = models_load(c->server->models, &spec, &e);
     return wait_for_change(c, &e);
 }
@@ -236,7 +237,9 @@ static const struct command model_subcommands[] = {
      .complexity = "O(N) with N the bytes of the file",
      .summary =
          "Loads a GGUF file as a model of that name, in a process of its own, and replies "
-         "when it is ready; a restart of the server loads it again. To load it again as it "
+         "when it is ready; a restart of the server loads it again. A relative path begins at "
+         "the server's "
+         "directory at work. To load it again as it "
          "is does nothing.",
      .syntax =
          "name path [DEFAULT] [THREADS threads] [PRECISION auto | PRECISION f32 | PRECISION "

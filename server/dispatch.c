@@ -215,6 +215,8 @@ static void send_texts_again(struct connection *conn)
         q->n_again += q == first;
         send_texts(conn, q);
     }
+    if (first->texts == TEXTS_READY) /* no memory to ask: it says so when it runs */
+        worker_mark_resume(conn);
 }
 
 /* --- requests --- */

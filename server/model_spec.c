@@ -1,8 +1,11 @@
 #include "server/model_spec.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "server/client.h"
 #include "server/config_file.h"
@@ -105,6 +108,20 @@ bool model_spec_same(const struct model_spec *a, const struct model_spec *b)
 {
     return a->kind == b->kind && a->threads == b->threads &&
            strcmp(a->source, b->source) == 0 && strcmp(a->precision, b->precision) == 0;
+}
+
+int model_spec_make_absolute(struct model_spec *s, struct err *e)
+{
+    char cwd[PATH_MAX], joined[sizeof s->source];
+    if (s->kind != MODEL_FILE || s->source[0] == '/')
+        return 0;
+    if (!getcwd(cwd, sizeof cwd))
+        return err_set_errno(e, errno, "cannot find the directory of %.200s", s->source);
+    int n = snprintf(joined, sizeof joined, "%s/%s", cwd, s->source);
+    if (n < 0 || (size_t)n >= sizeof joined)
+        return err_set(e, KITH_ELIMIT, "the model's path is too long: %.200s", s->source);
+    memcpy(s->source, joined, (size_t)n + 1);
+    return 0;
 }
 
 void model_spec_arguments(const struct model_spec *s, const char *precision, int64_t threads,

@@ -43,6 +43,10 @@ void model_spec_write(const struct model_spec *s, struct buf *out);
 /* The same model run in the same way; DEFAULT is not part of it. */
 bool model_spec_same(const struct model_spec *a, const struct model_spec *b);
 
+/* A path that begins elsewhere is one from this process's directory; after it the spec means
+ * the same in any. KITH_ELIMIT: it does not fit. */
+int model_spec_make_absolute(struct model_spec *s, struct err *e);
+
 /* What is put on the child's command line. */
 struct model_arguments {
     const char *words[MODEL_ARGUMENTS_MAX]; /* NULL-terminated; point into s and numbers */

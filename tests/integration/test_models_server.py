@@ -209,6 +209,10 @@ def test_wrong_loads(start, tmp_path):
         w.cmd("MULTI")
         error(w.cmd("MODEL", "LOAD", "n", F16_MODEL), "not allowed inside a transaction")
         w.cmd("DISCARD")
+        (s.folder / "near.gguf").symlink_to(F16_MODEL)
+        ok(w.cmd("MODEL", "LOAD", "near", "near.gguf"))
+        ok(w.cmd("MODEL", "LOAD", "near", "near.gguf"))
+        assert info(w, "near")["path"] == str(s.folder / "near.gguf"), "from the server's directory"
         ok(w.cmd("MODEL", "LOAD", "n", F16_MODEL, "THREADS", 1, "PRECISION", "f32", "DEFAULT"))
         assert info(w, "n")["threads"] == 1 and w.cmd("MODEL", "DEFAULT") == b"n"
 
@@ -462,7 +466,7 @@ def test_a_pipeline_does_what_single_commands_do(start):
     with connected(s) as w:
         load_all(w)
         ok(w.cmd("MODEL", "DEFAULT", "f16"))
-        for round_ in range(scaled(25, 4)):
+        for round_ in range(scaled(12, 3)):
             program = list(programs(rng, 30))
             w.cmd("DEL", "one", "all")
             single = [w.cmd(*c) for c in of_key(program, "one")]

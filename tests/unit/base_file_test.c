@@ -40,6 +40,12 @@ static void test_whole_files(void **state)
     assert_non_null(strstr(e.message, "/nowhere/at/all"));
     assert_int_equal(file_read_whole(dir, 6, &b, &e), KITH_EINVAL);
     buf_deinit(&b);
+    assert_int_equal(file_write_whole(path, "", 0, &e), 0);
+    buf_init(&b);
+    assert_int_equal(file_read_whole(path, 6, &b, &e), 0); /* an empty one is empty */
+    assert_int_equal(b.len, 0);
+    buf_deinit(&b);
+    assert_int_equal(file_write_whole(path, "second!", 7, &e), 0);
     struct file_map m;
     assert_int_equal(file_map_open(&m, path, &e), 0);
     assert_int_equal(m.bytes, 7);
