@@ -57,7 +57,8 @@ static int walk(const struct tokenizer *t, struct work *w, char end, bool print,
     return 0;
 }
 
-static int measure(const struct tokenizer *t, struct work *w, const char *name, struct err *e)
+static int measure(const struct tokenizer *t, struct work *w, const char *name, double load_ms,
+                   struct err *e)
 {
     double best = 0;
     size_t n_tokens = 0;
@@ -74,7 +75,7 @@ static int measure(const struct tokenizer *t, struct work *w, const char *name, 
         double speed = walks / ((double)(now - start) * 1e-9);
         best = speed > best ? speed : best;
     }
-    printf("%-36s %-6s %10zu %12.0f %10.1f\n", name, tokenizer_model(t), n_tokens,
+    printf("%-36s %-6s %8.0f %10zu %12.0f %8.1f\n", name, tokenizer_model(t), load_ms, n_tokens,
            best * (double)n_tokens, best * (double)w->text.len * 1e-6);
     return 0;
 }
@@ -92,10 +93,10 @@ static int run(const char *model, struct work *w, bool ids, struct err *e)
     gguf_close(g);
     if (rc)
         return err_wrap(e, "%s", model), rc;
-    if (!ids)
-        printf("loaded in %.0f ms: ", (double)(clock_mono_ns() - start) * 1e-6);
+    double load_ms = (double)(clock_mono_ns() - start) * 1e-6;
     const char *name = strrchr(model, '/');
-    rc = ids ? walk(t, w, '\0', true, &n_tokens, e) : measure(t, w, name ? name + 1 : model, e);
+    rc = ids ? walk(t, w, '\0', true, &n_tokens, e)
+             : measure(t, w, name ? name + 1 : model, load_ms, e);
     tokenizer_free(t);
     return rc;
 }
@@ -114,7 +115,8 @@ int main(int argc, char **argv)
     int first = ids ? 2 : 1;
     int rc = file_read_whole(argv[first], TEXT_MAX_BYTES, &w.text, &e);
     if (!rc && !ids)
-        printf("%-36s %-6s %10s %12s %10s\n", "model", "kind", "tokens", "tokens/s", "MB/s");
+        printf("%-36s %-6s %8s %10s %12s %8s\n", "model", "kind", "load ms", "tokens",
+               "tokens/s", "MB/s");
     for (int i = first + 1; i < argc && !rc; i++)
         rc = run(argv[i], &w, ids, &e);
     if (rc)

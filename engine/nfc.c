@@ -173,7 +173,8 @@ void nfc_normalise(struct buf *out, const char *s, size_t n)
     struct points p = {0};
     for (size_t at = 0; at < n && !p.failed && !out->failed;) {
         size_t plain = nfc_prefix(s + at, n - at), end = at + plain;
-        buf_append(out, s + at, plain);
+        if (plain > 0)
+            buf_append(out, s + at, plain);
         if (end == n)
             break;
         /* The last character before the first that is not inert, and all up to the next that

@@ -49,7 +49,7 @@ library 'lmdb' '^storage/|^tests/unit/storage_'
 library 'hiredis/read' '^protocol/'
 library 'event2' '^server/'
 library 'simde' '^(index|engine)/.*(_kernels\.c|lanes\.h)$'
-library 'utf8proc' '^engine/'
+library 'utf8proc' '^engine/|^tests/unit/engine_'
 library 'jansson' '^tools/|^server/remote_api\.c$|^tests/unit/server_remote_api_test\.c$'
 library 'curl' '^server/remote_http\.c$'
 

@@ -313,7 +313,9 @@ static void refuses_other_kinds(void **state)
     struct fixture f;
     fixture_init(&f);
     fixture_string(&f, "tokenizer.ggml.model", "rwkv");
-    refuse(&f, KITH_EUNSUPPORTED, "the tokenizer is 'rwkv'; known here are 'bert', 't5'");
+    refuse(&f, KITH_EUNSUPPORTED,
+           "the tokenizer is 'rwkv'; known here are 'bert', 't5', "
+           "'gpt2', 'llama'");
 }
 
 static void refuses_bad_scores(void **state)
