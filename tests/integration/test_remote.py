@@ -589,7 +589,8 @@ def test_fallback_that_nobody_compared_is_not_used(real, start, model):
     down(real)
     engine = start(real, "--fallback", model, "--retries", 0, "--threads", 1, style="ollama", dim=384)
     failed(engine.embed("a"), "HTTP 503")
-    assert fallback_is(engine, "unchecked")
+    wait_until(lambda: fallback_is(engine, "unchecked"), what="the comparison to fail")
+    failed(engine.embed("a"), "HTTP 503")
     real.always = None
     wait_until(lambda: vectors_or_none(engine.embed("a")), what="the endpoint")
     wait_until(lambda: fallback_is(engine, "trusted"), what="the comparison")
