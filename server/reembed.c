@@ -15,7 +15,7 @@
  *
  * Writers. Each write makes work, so the last elements would never be the last. When few are
  * left writers of this set wait, as they do when its tail is full, until the switch: one more
- * batch, a fraction of a second. What counts as few is in reembed_names.h. They wait ten
+ * batch, a fraction of a second. What counts as few is in reembed_names.h. They wait five
  * seconds at most, and not at all once the model has failed to answer: a job cannot stop them.
  * Inside EXEC nobody can wait, and what is written there is compared as always.
  *
@@ -508,22 +508,35 @@ static void end_hold(struct reembed *r, struct reembed_job *job)
     shard_unlock(r->shard);
 }
 
-/* False: the thread is to end, and the answer is nobody's. Writers that wait for it are let go
- * when their time is over. */
+static bool is_over(struct reembed *r, const struct reembed_job *job)
+{
+    shard_lock(r->shard);
+    bool over = job->over;
+    shard_unlock(r->shard);
+    return over;
+}
+
+/* False: the job or the thread is to end, and the answer is nobody's. Writers that wait for it
+ * are let go when their time is over. */
 static bool wait_for(struct reembed *r, struct reembed_job *job, struct asked *a,
                      int64_t hold_until_us)
 {
     struct inbox *in = r->inbox;
+    bool over = false;
     pthread_mutex_lock(&in->lock);
-    while (!a->done && !in->stop) {
-        if (clock_mono_us() >= hold_until_us) {
-            pthread_mutex_unlock(&in->lock);
-            end_hold(r, job);
-            hold_until_us = INT64_MAX;
-            pthread_mutex_lock(&in->lock);
+    while (!a->done && !in->stop && !over) {
+        bool too_long = clock_mono_us() >= hold_until_us;
+        if (!too_long && !in->news) {
+            inbox_wait(in, hold_until_us);
             continue;
         }
-        inbox_wait(in, hold_until_us);
+        in->news = false;
+        pthread_mutex_unlock(&in->lock);
+        over = is_over(r, job);
+        if (too_long)
+            end_hold(r, job);
+        hold_until_us = too_long ? INT64_MAX : hold_until_us;
+        pthread_mutex_lock(&in->lock);
     }
     bool done = a->done;
     a->abandoned = !done;

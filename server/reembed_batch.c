@@ -230,7 +230,7 @@ static void begin_again(struct reembed_job *job, struct vset *live, struct vset 
  * the job goes on without. */
 static void pace(struct reembed_job *job, uint64_t taken)
 {
-    enum { HOLD_US = 10 * 1000000, REST_US = 5 * 1000000 };
+    enum { HOLD_US = 5 * 1000000, REST_US = 5 * 1000000 };
     int64_t now_us = clock_mono_us();
     bool few = reembed_pace_step(&job->pace, taken, job->again.n);
     if (job->holding && now_us > job->hold_until_us) {
