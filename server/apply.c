@@ -2,7 +2,9 @@
 #include <stdio.h>
 
 #include "server/effect.h"
+#include "server/reembed.h"
 #include "server/shard_parts.h"
+#include "server/successor.h"
 
 static int no_memory(struct err *e)
 {
@@ -13,7 +15,9 @@ static int apply_set(struct shard *s, const struct effect *f, struct err *e)
 {
     struct keyspace *ks = s->keyspace;
     struct blob *b = blob_new(f->value.p, f->value.n);
-    if (!b || keyspace_reserve_dirty(ks, 2) != 0) {
+    struct key *successor;
+    if (!b || keyspace_reserve_dirty(ks, 3) != 0 ||
+        successor_find(ks, f->db, f->key, &successor) != 0) {
         blob_unref(b);
         return no_memory(e);
     }
@@ -29,6 +33,8 @@ static int apply_set(struct shard *s, const struct effect *f, struct err *e)
     key_set_string(ks, k, b);
     if (!f->expire_ms)
         (void)key_set_expire(ks, k, 0); /* taking a time away needs no memory */
+    if (successor)
+        keyspace_delete(ks, successor);
     return 0;
 }
 
@@ -52,11 +58,15 @@ static int apply_append(struct shard *s, const struct effect *f, struct err *e)
 
 static int apply_delete(struct shard *s, const struct effect *f, struct err *e)
 {
-    if (keyspace_reserve_dirty(s->keyspace, 1) != 0)
+    struct key *successor;
+    if (keyspace_reserve_dirty(s->keyspace, 2) != 0 ||
+        successor_find(s->keyspace, f->db, f->key, &successor) != 0)
         return no_memory(e);
     struct key *k = keyspace_find_raw(s->keyspace, f->db, f->key);
     if (k)
         keyspace_delete(s->keyspace, k);
+    if (successor)
+        keyspace_delete(s->keyspace, successor);
     return 0;
 }
 
@@ -71,7 +81,10 @@ static int apply_expire(struct shard *s, const struct effect *f, struct err *e)
 static int apply_rename(struct shard *s, const struct effect *f, struct err *e)
 {
     struct keyspace *ks = s->keyspace;
-    if (keyspace_reserve_dirty(ks, 3) != 0)
+    struct key *of_from, *of_to;
+    if (keyspace_reserve_dirty(ks, 5) != 0 ||
+        successor_find(ks, f->db, f->key, &of_from) != 0 ||
+        successor_find(ks, f->to_db, f->to_key, &of_to) != 0)
         return no_memory(e);
     struct key *k = keyspace_find_raw(ks, f->db, f->key);
     if (!k)
@@ -81,13 +94,26 @@ static int apply_rename(struct shard *s, const struct effect *f, struct err *e)
         return 0;
     if (old)
         keyspace_delete(ks, old);
-    return keyspace_rename(ks, k, f->to_db, f->to_key) == 0 ? 0 : no_memory(e);
+    if (keyspace_rename(ks, k, f->to_db, f->to_key) != 0)
+        return no_memory(e);
+    if (of_from)
+        keyspace_delete(ks, of_from);
+    if (of_to)
+        keyspace_delete(ks, of_to);
+    return 0;
 }
 
 static int apply_flush(struct shard *s, const struct effect *f, struct err *e)
 {
-    uint32_t db = f->db == EFFECT_ALL_DBS ? KEYSPACE_DBS : f->db;
-    return keyspace_flush(s->keyspace, db) == 0 ? 0 : no_memory(e);
+    struct keyspace *ks = s->keyspace;
+    bool all = f->db == EFFECT_ALL_DBS;
+    uint64_t n = keyspace_count(ks, KEYSPACE_HIDDEN_DB) + (all ? 0 : keyspace_count(ks, f->db));
+    if (keyspace_reserve_dirty(ks, n) != 0 ||
+        keyspace_flush(ks, all ? KEYSPACE_DBS : f->db) != 0)
+        return no_memory(e);
+    for (struct key *k; !all && (k = successor_of_db(ks, f->db));)
+        keyspace_delete(ks, k);
+    return 0;
 }
 
 struct vset_options shard_vset_options(struct shard *s)
@@ -104,7 +130,11 @@ void shard_drop_vset(void *arg, struct vset *v)
     struct shard *s = arg;
     vset_mark_dropped(v);
     s->n_vectors -= vset_count(v);
-    if (!s->keep_stored) {
+    if (s->switching) {
+        /* Its searches go on: its values stay in the store until they have left. */
+        checkpoint_purge_later(s, vset_id(v));
+        vset_queue_push(&s->leaving, v);
+    } else if (!s->keep_stored) {
         vset_mark_gone(v);
         checkpoint_purge_later(s, vset_id(v));
     }
@@ -201,7 +231,9 @@ static int apply_vsetattr(struct shard *s, const struct effect *f, struct err *e
 
 static int apply_vrem(struct shard *s, struct effect *f, struct err *e)
 {
-    if (keyspace_reserve_dirty(s->keyspace, 1) != 0)
+    struct key *successor;
+    if (keyspace_reserve_dirty(s->keyspace, 2) != 0 ||
+        successor_find(s->keyspace, f->db, f->key, &successor) != 0)
         return no_memory(e);
     struct key *k = keyspace_find_raw(s->keyspace, f->db, f->key);
     if (!k || k->type != OBJECT_VSET)
@@ -210,17 +242,45 @@ static int apply_vrem(struct shard *s, struct effect *f, struct err *e)
     if (rc != 0)
         return rc;
     s->n_vectors--;
-    /* As with every collection an empty one is no key, but for one that was declared. */
-    if (vset_count(k->vset) == 0 && !vset_params(k->vset)->declared)
-        keyspace_delete(s->keyspace, k);
-    else
+    /* As with every collection an empty one is no key, but for one that was declared; and a
+     * successor stays until the set it is for has gone. */
+    bool stays = vset_params(k->vset)->declared || f->db == KEYSPACE_HIDDEN_DB;
+    if (vset_count(k->vset) > 0 || stays) {
         key_changed_inside(s->keyspace, k);
+        return 0;
+    }
+    keyspace_delete(s->keyspace, k);
+    if (successor)
+        keyspace_delete(s->keyspace, successor);
     return 0;
+}
+
+static int apply_vswitch(struct shard *s, const struct effect *f, struct err *e)
+{
+    struct keyspace *ks = s->keyspace;
+    struct key *successor, *k = keyspace_find_raw(ks, f->db, f->key);
+    if (keyspace_reserve_dirty(ks, 2) != 0 ||
+        successor_find(ks, f->db, f->key, &successor) != 0)
+        return no_memory(e);
+    if (!k || k->type != OBJECT_VSET || !successor)
+        return err_set(e, KITH_ENOTFOUND, "no such vector set, or it has no successor");
+    s->switching = true;
+    keyspace_replace_vset(ks, k, successor);
+    s->switching = false;
+    return 0;
+}
+
+/* Effects that may be on a successor. */
+static bool on_hidden(enum effect_op op)
+{
+    return op == EFFECT_DEL || op == EFFECT_VCREATE || op == EFFECT_VADD || op == EFFECT_VREM ||
+           op == EFFECT_VSETATTR;
 }
 
 int shard_apply(struct shard *s, struct effect *f, struct err *e)
 {
-    bool db_ok = f->db < KEYSPACE_DBS || (f->op == EFFECT_FLUSH && f->db == EFFECT_ALL_DBS);
+    bool db_ok = f->db < KEYSPACE_DBS || (f->op == EFFECT_FLUSH && f->db == EFFECT_ALL_DBS) ||
+                 (f->db == KEYSPACE_HIDDEN_DB && on_hidden(f->op));
     if (!db_ok || f->to_db >= KEYSPACE_DBS)
         return err_set(e, KITH_EINVAL, "database %u does not exist", db_ok ? f->to_db : f->db);
     switch (f->op) {
@@ -244,6 +304,8 @@ int shard_apply(struct shard *s, struct effect *f, struct err *e)
         return apply_vcreate(s, f, e);
     case EFFECT_VSETATTR:
         return apply_vsetattr(s, f, e);
+    case EFFECT_VSWITCH:
+        return apply_vswitch(s, f, e);
     }
     return err_set(e, KITH_EINVAL, "unknown effect %d", (int)f->op);
 }
@@ -257,5 +319,7 @@ int effect_do(struct shard *s, struct effect *f, struct err *e)
     int rc = shard_apply(s, f, e);
     if (rc == 0)
         effect_encode(&s->effects, f);
+    if (rc == 0 && s->reembed)
+        reembed_note(s->reembed, f);
     return rc;
 }

@@ -70,6 +70,7 @@ struct round {          /* what one checkpoint took over */
     uint32_t n_sets;
     uint32_t *purge;
     uint32_t n_purge, n_purged; /* purge[0 .. n_purged) are gone from the store */
+    uint32_t n_purgeable;       /* before the first that a search may still be in */
     uint64_t index, epoch, next_key_id;
     uint32_t next_set_id;
     struct buf record;
@@ -120,6 +121,9 @@ static int freeze(struct shard *s, struct round *r, struct err *e)
     shard_lock(s);
     r->purge = c->n_purge ? mem_dup(c->purge, c->n_purge * sizeof *c->purge) : NULL;
     r->n_purge = r->purge ? c->n_purge : 0;
+    shard_settle_leaving(s);
+    while (r->n_purgeable < r->n_purge && !shard_set_leaving(s, r->purge[r->n_purgeable]))
+        r->n_purgeable++;
     keyspace_freeze(s->keyspace);
     int rc = freeze_sets(s, r, e);
     r->index = wal_last(s->wal);
@@ -179,7 +183,7 @@ static int write_sets(struct round *r, struct store_write *w, struct err *e)
 static int purge_dropped(struct round *r, struct store_write *w, struct err *e)
 {
     uint64_t left = PURGE_PER_CHECKPOINT;
-    while (r->n_purged < r->n_purge && left > 0) {
+    while (r->n_purged < r->n_purgeable && left > 0) {
         int64_t n = vset_purge(w, r->purge[r->n_purged], left, e);
         if (n < 0)
             return (int)n;

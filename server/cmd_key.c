@@ -6,6 +6,7 @@
 #include "server/commands_shared.h"
 #include "server/data.h"
 #include "server/glob.h"
+#include "server/reembed.h"
 #include "server/server.h"
 #include "server/shard_parts.h"
 
@@ -336,8 +337,10 @@ static enum command_result run_memory_usage(struct client *c)
     size_t n = key_memory_bytes(k);
     if (k->type == OBJECT_VSET) {
         struct vset_info info;
+        struct reembed_view reembed;
         vset_info(k->vset, &info);
-        n += info.memory_bytes;
+        reembed_look(data_reembed(c), k, &reembed);
+        n += info.memory_bytes + reembed.memory_bytes;
     }
     resp_int(c->out, (int64_t)n);
     return COMMAND_DONE;

@@ -194,10 +194,12 @@ static bool find_for_add(struct client *c, int first, int n, int step, struct vs
     return true;
 }
 
-/* Whether the command can run now: there is room in the set's tail, and its texts were embedded
- * by the set's model. */
+/* Whether the command can run now: there is room in the set's tail, its texts were embedded by
+ * the set's model, and it is not about to get another. */
 static enum command_result begin(struct client *c)
 {
+    if (data_wait_for_reembed(c))
+        return COMMAND_WAIT;
     struct key *k = keyspace_find(data_keyspace(c), c->db, c->argv[1], data_now_ms(c));
     struct vset *v = k && k->type == OBJECT_VSET ? k->vset : NULL;
     if (vector_arg_texts_again(c, v))
@@ -600,6 +602,8 @@ static enum command_result run_vmadd(struct client *c)
 static enum command_result change_element(struct client *c, struct effect *f)
 {
     struct key *k;
+    if (data_wait_for_reembed(c))
+        return COMMAND_WAIT;
     if (!data_find_type_for_write(c, c->argv[1], OBJECT_VSET, &k))
         return COMMAND_DONE;
     uint32_t slot;
@@ -667,6 +671,13 @@ const struct command vset_write_commands[] = {
      "Removes an element from a vector set; the last one takes the key with it, unless VCREATE "
      "made it.",
      "key element"},
+    {"vreembed", -3, CMD_WRITE | CMD_NO_MULTI, 1, 1, 1, command_vreembed, NULL, NULL,
+     "vector_set", "kith 0.1.0", "O(N) with N the elements of the set, in the background",
+     "Makes the vectors of a set anew from its kept texts with another model, in the "
+     "background; until the set has them, all at once, it is searched and written as before. "
+     "DIM: a dimension that the model's vectors may be cut to; TRUNCATE cuts texts that are "
+     "longer than the model's context. VINFO shows how far it is; CANCEL ends it.",
+     "key <MODEL model [DIM dim] [TRUNCATE] | CANCEL>"},
     {"vsetattr", 4, CMD_WRITE | CMD_FAST, 1, 1, 1, run_vsetattr, NULL, NULL, "vector_set",
      "8.0.0", "O(1)",
      "Gives an element attributes, a JSON object, in place of those it has; an empty string "

@@ -8,6 +8,7 @@
 #include "server/attributes.h"
 #include "server/data.h"
 #include "server/recall.h"
+#include "server/reembed.h"
 #include "server/vector_args.h"
 #include "server/vset_search.h"
 
@@ -335,10 +336,24 @@ static void info_recall(struct resp_out out, struct vset *v)
     }
 }
 
+static void info_reembed(struct resp_out out, const struct reembed_view *r)
+{
+    info_str(out, "reembed-state", r->state);
+    resp_simple(out, "reembed-model");
+    resp_bulk_str(out, r->model);
+    info_int(out, "reembed-done", r->n_done);
+    info_int(out, "reembed-total", r->n_total);
+    resp_simple(out, "reembed-rate");
+    resp_double(out, r->rate);
+    resp_simple(out, "reembed-error");
+    resp_bulk_str(out, r->error);
+}
+
 /* Redis' nine fields in Redis' order, then ours. */
 static enum command_result run_vinfo(struct client *c)
 {
     struct vset *v;
+    struct reembed_view reembed;
     if (!find_set(c, &v))
         return COMMAND_DONE;
     if (!v) {
@@ -349,7 +364,8 @@ static enum command_result run_vinfo(struct client *c)
     struct vset_model model = vset_model(v);
     const struct vset_params *p = vset_params(v);
     vset_info(v, &info);
-    resp_map(c->out, 23);
+    reembed_look(data_reembed(c), vset_key(v), &reembed);
+    resp_map(c->out, 29);
     info_str(c->out, "quant-type", quant_name(p->index.quant));
     info_int(c->out, "hnsw-m", p->index.m);
     info_int(c->out, "vector-dim", p->index.dim);
@@ -365,7 +381,7 @@ static enum command_result run_vinfo(struct client *c)
     info_int(c->out, "ef-construction", p->index.ef_construction);
     info_int(c->out, "declared", p->declared);
     info_int(c->out, "unlinked", info.n_tail);
-    info_int(c->out, "memory-bytes", info.memory_bytes);
+    info_int(c->out, "memory-bytes", info.memory_bytes + reembed.memory_bytes);
     info_int(c->out, "expiring", info.n_expiring);
     info_recall(c->out, v);
     resp_simple(c->out, "model");
@@ -374,6 +390,7 @@ static enum command_result run_vinfo(struct client *c)
     resp_bulk_str(c->out, model.hash);
     resp_simple(c->out, "model-pooling");
     resp_bulk_str(c->out, model.pooling);
+    info_reembed(c->out, &reembed);
     return COMMAND_DONE;
 }
 

@@ -32,3 +32,5 @@ bool arg_in_range(struct client *c, const char *option, struct slice a, int64_t 
 bool arg_vset_m(struct client *c, struct slice a, uint32_t *m);
 bool arg_vset_ef(struct client *c, struct slice a, uint32_t *ef);
 enum command_result command_vcreate(struct client *c);
+/* VREEMBED (cmd_vreembed.c). */
+enum command_result command_vreembed(struct client *c);

@@ -1,5 +1,6 @@
 #include "server/data.h"
 
+#include "server/reembed.h"
 #include "server/server.h"
 #include "server/shard_parts.h"
 
@@ -107,4 +108,14 @@ bool data_wait_for_room(struct client *c)
     waitlist_add(s->room, client_ref(c));
     atomic_store(&s->waiting_for_room, true);
     return true;
+}
+
+struct reembed *data_reembed(struct client *c)
+{
+    return c->server->shard->reembed;
+}
+
+bool data_wait_for_reembed(struct client *c)
+{
+    return reembed_holds(data_reembed(c), c->db, c->argv[1]) && data_wait_for_room(c);
 }

@@ -9,6 +9,8 @@
 #include "server/effect.h"
 #include "server/keyspace.h"
 
+struct reembed;
+
 struct keyspace *data_keyspace(struct client *c);
 int64_t data_now_ms(struct client *c);
 
@@ -31,3 +33,6 @@ bool data_expire(struct client *c, struct slice name, int64_t expire_ms);
 
 /* Parks the client until link workers or a checkpoint made room; true when it was parked. */
 bool data_wait_for_room(struct client *c);
+/* Parks a writer of the set of argv[1] while its re-embedding is at the last elements. */
+bool data_wait_for_reembed(struct client *c);
+struct reembed *data_reembed(struct client *c);

@@ -70,6 +70,7 @@ void effect_encode(struct buf *to, const struct effect *f)
         break;
     case EFFECT_DEL:
     case EFFECT_FLUSH:
+    case EFFECT_VSWITCH:
         break;
     }
 }
@@ -201,6 +202,7 @@ bool effect_decode(struct reader *r, struct effect *f, struct effect_storage *st
         break;
     case EFFECT_DEL:
     case EFFECT_FLUSH:
+    case EFFECT_VSWITCH:
         break;
     default:
         r->failed = true;

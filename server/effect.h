@@ -16,6 +16,7 @@
  *     VREM    element bytes
  *     VCREATE params, model 3 x bytes
  *     VSETATTR element bytes, attributes bytes
+ *     VSWITCH (the set's successor takes its place, see successor.h)
  *   params = kind u8, quant u8, metric u8, keep u8, declared u8, dim varint, m varint,
  *            ef varint, projection varint
  *   bytes = varint length, then the bytes
@@ -41,7 +42,8 @@ enum effect_op {
     EFFECT_VADD = 7,
     EFFECT_VREM = 8,
     EFFECT_VCREATE = 9,
-    EFFECT_VSETATTR = 10
+    EFFECT_VSETATTR = 10,
+    EFFECT_VSWITCH = 11
 };
 
 enum {

@@ -277,6 +277,7 @@ static void info_vectorsets(struct info *i)
                t.n_sets, t.n_samples);
     one_recall(i->out, "recall_at_10_mean", t.mean);
     one_recall(i->out, "recall_at_10_worst", t.worst);
+    buf_printf(i->out, "reembeddings_running:%" PRIu64 "\r\n", i->shard.n_reembedding);
 }
 
 static void one_model(void *arg, const struct model_view *v)

@@ -40,7 +40,7 @@ struct database {
 enum { GONE_PLACES = 8192 };
 
 struct keyspace {
-    struct database dbs[KEYSPACE_DBS];
+    struct database dbs[KEYSPACE_ALL_DBS];
     struct key **heap; /* by expire_ms, smallest first; a key knows its place */
     uint64_t heap_n;
     size_t heap_cap;
@@ -113,7 +113,7 @@ void keyspace_free(struct keyspace *ks)
         return;
     dirty_deinit(&ks->current);
     dirty_deinit(&ks->frozen);
-    for (int db = 0; db < KEYSPACE_DBS; db++) {
+    for (int db = 0; db < KEYSPACE_ALL_DBS; db++) {
         dict_each(&ks->dbs[db].keys, free_key, ks);
         dict_deinit(&ks->dbs[db].keys);
     }
@@ -248,7 +248,7 @@ struct key *keyspace_find(struct keyspace *ks, uint32_t db, struct slice name, i
 
 static struct key *add_key(struct keyspace *ks, uint64_t id, uint32_t db, struct slice name)
 {
-    assert(db < KEYSPACE_DBS);
+    assert(db < KEYSPACE_ALL_DBS);
     if (name.n > KEY_NAME_MAX)
         return NULL;
     struct key *k = mem_alloc(sizeof *k + name.n);
@@ -408,7 +408,8 @@ static void collect_key(void *arg, struct dict_node *n)
 
 int keyspace_flush(struct keyspace *ks, uint32_t db)
 {
-    uint32_t from = db < KEYSPACE_DBS ? db : 0, to = db < KEYSPACE_DBS ? db + 1 : KEYSPACE_DBS;
+    bool all = db >= KEYSPACE_DBS;
+    uint32_t from = all ? 0 : db, to = all ? KEYSPACE_ALL_DBS : db + 1;
     for (uint32_t i = from; i < to; i++) {
         struct collected c = {0};
         uint64_t n = dict_count(&ks->dbs[i].keys);
@@ -451,6 +452,15 @@ int keyspace_rename(struct keyspace *ks, struct key *k, uint32_t db, struct slic
     k->type = OBJECT_NONE;
     keyspace_delete(ks, k);
     return 0;
+}
+
+void keyspace_replace_vset(struct keyspace *ks, struct key *k, struct key *from)
+{
+    assert(from->type == OBJECT_VSET);
+    key_touch(ks, from); /* a checkpoint under way captures the old owner of the value first */
+    key_set_vset(ks, k, from->vset, from->set_id);
+    from->type = OBJECT_NONE;
+    keyspace_delete(ks, from);
 }
 
 uint64_t keyspace_count(struct keyspace *ks, uint32_t db)

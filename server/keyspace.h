@@ -1,6 +1,7 @@
 #pragma once
 /* The keyspace: sixteen databases of keys in memory, with expiry, versions, and the list of
- * what changed since the last checkpoint.
+ * what changed since the last checkpoint. One more database, which no client can select, holds
+ * the sets that are being made to take the place of others (successor.h).
  *
  * Memory is the truth at run time. A key has a number (id) under which the store keeps its
  * record; names of any length and bytes are thus no matter to the store, and a new key is an
@@ -22,7 +23,12 @@
 #include "base/error.h"
 #include "server/blob.h"
 
-enum { KEYSPACE_DBS = 16, KEY_NAME_MAX = 512 * 1024 * 1024 };
+enum {
+    KEYSPACE_DBS = 16, /* those of clients */
+    KEYSPACE_HIDDEN_DB = 16,
+    KEYSPACE_ALL_DBS = 17,
+    KEY_NAME_MAX = 512 * 1024 * 1024
+};
 
 enum object_type { OBJECT_NONE = 0, OBJECT_STRING = 1, OBJECT_VSET = 2 };
 
@@ -88,10 +94,14 @@ void key_set_vset(struct keyspace *ks, struct key *k, struct vset *v, uint32_t s
 void key_changed_inside(struct keyspace *ks, struct key *k);
 int key_set_expire(struct keyspace *ks, struct key *k, int64_t expire_ms); /* KITH_ENOMEM */
 void keyspace_delete(struct keyspace *ks, struct key *k);
-/* db >= KEYSPACE_DBS: all of them. Takes over what it needs; KITH_ENOMEM changes nothing. */
+/* db >= KEYSPACE_DBS: all of them, the hidden one too. Takes over what it needs; KITH_ENOMEM
+ * changes nothing. */
 int keyspace_flush(struct keyspace *ks, uint32_t db);
 /* Gives k's value to a new key of that name (which must not exist); k is deleted. */
 int keyspace_rename(struct keyspace *ks, struct key *k, uint32_t db, struct slice name);
+/* Gives from's vector set to k, which keeps its name and time and lets go of the set it has;
+ * from is deleted. Two keys were reserved (keyspace_reserve_dirty): it cannot fail. */
+void keyspace_replace_vset(struct keyspace *ks, struct key *k, struct key *from);
 
 uint64_t keyspace_count(struct keyspace *ks, uint32_t db);
 uint64_t keyspace_count_expires(struct keyspace *ks, uint32_t db);

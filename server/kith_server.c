@@ -1,9 +1,10 @@
 /* kith-server: reads the settings, opens the parts in order, waits for a signal, closes them in
  * the opposite order.
  *
- *   start:  settings → log → shard (recovers the data) → models → recall sampler → network
- *   stop:   network (no new clients, replies drain) → recall sampler → models → shard
- *           (final checkpoint)
+ *   start:  settings → log → shard (recovers the data) → models → re-embedding → recall
+ *           sampler → network
+ *   stop:   network (no new clients, replies drain) → recall sampler → re-embedding → models
+ *           → shard (final checkpoint)
  *
  * One thread takes all signals with sigwait; all others, and the engine process, never see
  * them.
@@ -33,6 +34,7 @@
 #include "server/models.h"
 #include "server/net.h"
 #include "server/recall.h"
+#include "server/reembed.h"
 #include "server/server.h"
 #include "server/settings.h"
 #include "server/shard.h"
@@ -56,6 +58,7 @@ struct program {
     bool wrote_pidfile;
     /* The log's thread reads it; the shard is older and younger than the network. */
     _Atomic(struct net *) net;
+    struct reembed *reembed;
 };
 
 /* --- signals --- */
@@ -255,6 +258,8 @@ static int open_parts(struct program *p, struct err *e)
     if (rc == 0)
         rc = open_models(p, e);
     if (rc == 0)
+        rc = reembed_open(&p->reembed, s->shard, s->models, e);
+    if (rc == 0)
         rc = recall_sampler_start(&s->recall,
                                   (double)atomic_load(&s->config->recall_sample_cost), e);
     if (rc == 0)
@@ -277,6 +282,7 @@ static int close_parts(struct program *p, bool started)
     atomic_store(&p->net, NULL);
     s->net = NULL;
     recall_sampler_stop(s->recall); /* it counts sets of the shard */
+    reembed_close(p->reembed);
     models_close(s->models);
     if (s->shard) {
         bool no_save = !started || atomic_load(&s->stop_without_save);

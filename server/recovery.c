@@ -98,7 +98,7 @@ static int load_key(void *arg, uint32_t a, uint32_t b, const void *p, size_t n, 
     if (version != KEY_RECORD_VERSION)
         return err_set(e, KITH_EFORMAT, "key %llu has record version %u, not %d",
                        (unsigned long long)id, version, KEY_RECORD_VERSION);
-    if (r.failed || db >= KEYSPACE_DBS || (type != OBJECT_STRING && type != OBJECT_VSET) ||
+    if (r.failed || db >= KEYSPACE_ALL_DBS || (type != OBJECT_STRING && type != OBJECT_VSET) ||
         keyspace_find_raw(s->keyspace, db, name))
         return err_set(e, KITH_ECORRUPT, "the record of key %llu is damaged",
                        (unsigned long long)id);

@@ -12,7 +12,9 @@
 #include "base/mem.h"
 #include "server/client.h"
 #include "server/effect.h"
+#include "server/reembed.h"
 #include "server/shard_parts.h"
+#include "server/successor.h"
 #include "storage/chunks.h"
 
 enum { MEASURE_EVERY_BYTES = 1024 * 1024, EXPIRY_TURNS_PER_TICK = 5 };
@@ -130,6 +132,20 @@ static void reserve_more(struct shard *s)
     }
 }
 
+int shard_admit_background(struct shard *s, size_t bytes, struct err *e)
+{
+    if (s->now_ms < s->reload_until_ms)
+        return err_set(e, KITH_EBUSY, "the data is being loaded anew");
+    if (past_memory_limit(s, bytes))
+        return err_set(e, KITH_ENOMEM, "used memory is past 'maxmemory'");
+    if (checkpoint_behind(s)) {
+        checkpoint_plan(s);
+        return err_set(e, KITH_EBUSY, "a checkpoint is behind");
+    }
+    int rc = shard_admit(s, bytes + RESERVE_SLACK_BYTES, e);
+    return rc == 0 ? 0 : err_set(e, KITH_EBUSY, "the log cannot be written now");
+}
+
 uint64_t shard_leave(struct shard *s)
 {
     if (s->effects.len > 0) {
@@ -159,6 +175,27 @@ uint64_t shard_key_version(struct shard *s, uint32_t db, struct slice key)
     return keyspace_version(s->keyspace, db, key, s->now_ms);
 }
 
+void shard_settle_leaving(struct shard *s)
+{
+    struct vset *first = NULL;
+    while (s->leaving.first && s->leaving.first != first) {
+        struct vset *v = vset_queue_pop(&s->leaving);
+        if (!vset_alone(v)) {
+            vset_queue_push(&s->leaving, v);
+            first = first ? first : v;
+        }
+        vset_unref(v);
+    }
+}
+
+bool shard_set_leaving(struct shard *s, uint32_t set_id)
+{
+    for (struct vset *v = s->leaving.first; v; v = vset_queue_next(&s->leaving, v))
+        if (vset_id(v) == set_id)
+            return true;
+    return false;
+}
+
 void shard_wake_writers(struct shard *s)
 {
     if (atomic_exchange(&s->waiting_for_room, false))
@@ -172,6 +209,7 @@ void shard_tick(struct shard *s)
     atomic_store_explicit(&s->used_memory, memory_in_use(), memory_order_relaxed);
     shard_lock(s);
     bool more = shard_expire(s);
+    shard_settle_leaving(s);
     checkpoint_plan(s);
     shard_unlock(s);
     /* In turns, so that what expires all at once does not keep clients waiting. */
@@ -202,9 +240,11 @@ void shard_stats(struct shard *s, struct shard_stats *out, bool held)
         out->n_keys[db] = keyspace_count(s->keyspace, db);
         out->n_expires[db] = keyspace_count_expires(s->keyspace, db);
     }
-    out->n_vector_sets = s->checkpoint.n_sets;
-    out->n_vectors = s->n_vectors;
+    struct successor_totals hidden = successor_totals(s->keyspace);
+    out->n_vector_sets = s->checkpoint.n_sets - hidden.n_sets;
+    out->n_vectors = s->n_vectors - hidden.n_vectors;
     out->n_unlinked = linker_pending(s);
+    out->n_reembedding = s->reembed ? reembed_count(s->reembed) : 0;
     out->expired_keys = s->expired_keys;
     out->expired_elements = s->expired_elements;
     out->hits = s->hits;
@@ -273,6 +313,7 @@ void shard_release(struct shard *s)
     vset_queue_clear(&s->checkpoint.dirty);
     vset_queue_clear(&s->linker.work);
     vset_queue_clear(&s->expiring);
+    vset_queue_clear(&s->leaving);
     epoch_synchronize(); /* sets free their arrays, which stand on the store */
     if (s->store)
         store_close(s->store);
@@ -310,6 +351,7 @@ struct shard *shard_allocate(const struct shard_options *o)
     s->checkpoint.dirty.kind = VSET_QUEUE_DIRTY;
     s->linker.work.kind = VSET_QUEUE_LINK;
     s->expiring.kind = VSET_QUEUE_EXPIRY;
+    s->leaving.kind = VSET_QUEUE_LEAVING;
     s->room = waitlist_new();
     s->checkpoint.waiters = waitlist_new();
     s->keyspace = keyspace_new(&(struct keyspace_hooks){shard_drop_vset, shard_place_vset, s});

@@ -42,7 +42,7 @@ uint64_t shard_key_version(struct shard *s, uint32_t db, struct slice key);
 /* For INFO, DBSIZE and the timer. */
 struct shard_stats {
     uint64_t n_keys[16], n_expires[16];
-    uint64_t n_vector_sets, n_vectors, n_unlinked;
+    uint64_t n_vector_sets, n_vectors, n_unlinked, n_reembedding;
     uint64_t expired_keys, expired_elements, hits, misses;
     uint64_t log_last, log_written, log_durable, log_bytes;
     uint64_t checkpoint_index, n_checkpoints, store_bytes, dirty_bytes;

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "server/shard_parts.h"
+#include "server/successor.h"
 
 struct check {
     struct shard_check_report *report;
@@ -26,8 +27,10 @@ static void file_note(void *arg, const char *where, const char *what)
 
 static void key_where(const struct key *k, char *out, size_t n)
 {
-    snprintf(out, n, "db %u, key \"%.*s\"", k->db, (int)(k->name_n < 64 ? k->name_n : 64),
-             k->name);
+    struct successor_place of = {.db = k->db, .key = key_name(k)};
+    bool hidden = k->db == KEYSPACE_HIDDEN_DB && successor_read_name(key_name(k), &of);
+    snprintf(out, n, "%sdb %u, key \"%.*s\"", hidden ? "successor of " : "", of.db,
+             slice_shown(of.key), of.key.p);
 }
 
 static void set_note(void *arg, const char *what)
@@ -79,7 +82,7 @@ static int check_meaning(const char *dir, struct check *c, struct err *e)
         if (recovery_load(s, &damage) != 0)
             found(c, "keys", damage.message);
         else
-            for (uint32_t db = 0; db < KEYSPACE_DBS; db++)
+            for (uint32_t db = 0; db < KEYSPACE_ALL_DBS; db++)
                 keyspace_each(s->keyspace, db, check_key, c);
     }
     shard_release(s);

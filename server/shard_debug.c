@@ -73,7 +73,7 @@ int shard_digest_value(struct shard *s, struct key *k, uint64_t out[2], struct e
 int shard_digest(struct shard *s, uint64_t out[2], struct err *e)
 {
     struct digest d = {.s = s, .e = e};
-    for (uint32_t db = 0; db < KEYSPACE_DBS; db++)
+    for (uint32_t db = 0; db < KEYSPACE_ALL_DBS; db++)
         keyspace_each(s->keyspace, db, digest_key, &d);
     buf_deinit(&d.b);
     out[0] = d.out[0];

@@ -14,6 +14,7 @@
 #include "storage/wal.h"
 
 struct effect;
+struct reembed;
 
 struct checkpoint_state { /* guarded by `lock` unless said otherwise */
     pthread_t thread;
@@ -56,6 +57,9 @@ struct shard {
     size_t reserved;     /* bytes of the log the running thread has reserved for it, 0: none */
     size_t expiry_bytes; /* of them used for what expired meanwhile */
     struct vset_queue expiring; /* sets that have elements with a time */
+    struct vset_queue leaving;  /* replaced sets that a search may still be in */
+    bool switching;             /* a set is being replaced, and not deleted */
+    struct reembed *reembed;    /* NULL while the log is replayed, and in tools */
     int64_t now_ms;             /* the time all commands of a batch see */
     int64_t reload_until_ms;    /* writers wait for a DEBUG RELOAD until then at most */
     bool keep_stored;           /* a dropped set is only let go, not deleted from the store */
@@ -76,6 +80,13 @@ enum { RESERVE_SLACK_BYTES = 256 * 1024 };
 /* shard.c */
 /* Reserves room for a change of so many bytes; why none can be taken now, 0 when it can. */
 int shard_admit(struct shard *s, size_t bytes, struct err *e);
+/* The same for a change that no client asked for just now, held to what holds for theirs:
+ * KITH_EBUSY: try again a little later; KITH_ENOMEM: used memory is past maxmemory. */
+int shard_admit_background(struct shard *s, size_t bytes, struct err *e);
+/* Lets go of replaced sets that no search is in any more. */
+void shard_settle_leaving(struct shard *s);
+/* Whether a set's values must stay in the store for now, although it was replaced. */
+bool shard_set_leaving(struct shard *s, uint32_t set_id);
 void shard_wake_writers(struct shard *s);                    /* any thread */
 struct shard *shard_allocate(const struct shard_options *o); /* nothing opened yet */
 void shard_release(struct shard *s); /* what is open of keyspace, sets, store and lock */

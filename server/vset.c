@@ -61,6 +61,11 @@ void vset_unref(struct vset *v)
         epoch_retire(v, vset_free_parts);
 }
 
+bool vset_alone(const struct vset *v)
+{
+    return atomic_load_explicit(&v->refs, memory_order_acquire) == 1;
+}
+
 void vset_mark_dropped(struct vset *v)
 {
     atomic_store(&v->dropped, true);
@@ -329,8 +334,10 @@ static void retire_slot(struct vset *v, uint32_t slot, bool moved)
 {
     uint32_t attributes = elems_attributes(v, slot);
     (void)index_remove(v->index, slot, NULL);
-    if (elems_has_text(v, slot))
+    if (elems_has_text(v, slot)) {
         texts_forget(v, slot);
+        v->n_texts--;
+    }
     times_forget(v, slot);
     elems_set_removed(v, slot);
     if (attributes && !moved) {
@@ -424,8 +431,10 @@ static int add_locked(struct vset *v, const struct vset_element *x, const struct
         undo(v, &a);
         return rc;
     }
-    if (a.text)
+    if (a.text) {
         texts_keep(v, a.slot, a.text);
+        v->n_texts++;
+    }
     v->max_uid++;
     v->n_attributes += a.attributes && !a.moved;
     times_add(v, a.slot, x->expire_ms);
@@ -652,6 +661,14 @@ int vset_text(struct vset *v, uint32_t slot, struct buf *out, struct err *e)
     return rc;
 }
 
+uint32_t vset_slots(struct vset *v)
+{
+    pthread_mutex_lock(&v->owner);
+    uint32_t n = v->next_slot;
+    pthread_mutex_unlock(&v->owner);
+    return n;
+}
+
 void vset_info(struct vset *v, struct vset_info *out)
 {
     struct index_info x = index_info(v->index);
@@ -662,6 +679,7 @@ void vset_info(struct vset *v, struct vset_info *out)
                               .max_level = x.max_level};
     pthread_mutex_lock(&v->owner);
     out->n_attributes = v->n_attributes;
+    out->n_texts = v->n_texts;
     out->n_expiring = v->times.n_expiring;
     out->max_uid = v->max_uid;
     out->memory_bytes = sizeof *v + index_heap_bytes(v->index) + v->table.bytes +

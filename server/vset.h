@@ -97,6 +97,9 @@ int vset_new(struct vset **out, uint32_t id, const struct vset_params *params,
 int vset_load(struct vset **out, uint32_t id, const struct vset_options *o, struct err *e);
 struct vset *vset_ref(struct vset *v);
 void vset_unref(struct vset *v); /* not inside an epoch bracket */
+/* Whether the caller's count is the only one: of a set that cannot be found any more it stays
+ * so. */
+bool vset_alone(const struct vset *v);
 /* The key is gone: nothing of it need be linked or written any more. */
 void vset_mark_dropped(struct vset *v);
 /* And its arrays may be deleted from the store from now on: what a search that still runs has
@@ -110,6 +113,9 @@ const struct vset_params *vset_params(const struct vset *v);
 struct vset_model vset_model(struct vset *v);
 struct index *vset_index(struct vset *v);
 uint32_t vset_count(struct vset *v);
+/* Slots ever given out: all elements are in those below. One that is added or updated later may
+ * stand in any. Shard's lock held. */
+uint32_t vset_slots(struct vset *v);
 
 /* The key that holds the set, kept by the keyspace's hooks; shard's lock held. */
 struct key *vset_key(const struct vset *v);
@@ -156,6 +162,8 @@ uint64_t vset_changes(const struct vset *v);
  * by updates again and again. Take it outside an epoch bracket. */
 void vset_hold(struct vset *v);
 void vset_let_go(struct vset *v);
+/* Whether the slot holds an element that has a text. No lock, inside an epoch bracket. */
+bool vset_has_text(struct vset *v, uint32_t slot);
 /* KITH_ENOTFOUND when the element has no text. */
 int vset_text(struct vset *v, uint32_t slot, struct buf *out, struct err *e);
 
@@ -193,7 +201,7 @@ int64_t vset_range(struct vset *v, int64_t now_ms, const struct vset_bound *from
 
 struct vset_info {
     uint32_t count, n_linked, n_tail, n_removing, max_level;
-    uint32_t n_attributes, n_expiring;
+    uint32_t n_attributes, n_expiring, n_texts;
     uint64_t max_uid; /* elements ever given a slot */
     size_t memory_bytes;
 };
@@ -204,7 +212,13 @@ int vset_digest(struct vset *v, int64_t now_ms, uint64_t out[2], struct err *e);
 
 /* First-in-first-out queues of counted sets; a set stands at most once in each kind. No memory
  * is asked for. Thread: the queue's owner locks it. */
-enum vset_queue_kind { VSET_QUEUE_LINK, VSET_QUEUE_DIRTY, VSET_QUEUE_EXPIRY, VSET_QUEUE_KINDS };
+enum vset_queue_kind {
+    VSET_QUEUE_LINK,
+    VSET_QUEUE_DIRTY,
+    VSET_QUEUE_EXPIRY,
+    VSET_QUEUE_LEAVING,
+    VSET_QUEUE_KINDS
+};
 struct vset_queue {
     enum vset_queue_kind kind;
     struct vset *first, *last;

@@ -258,6 +258,13 @@ bool vset_live(struct vset *v, uint32_t slot)
     return el && elem_live(el);
 }
 
+bool vset_has_text(struct vset *v, uint32_t slot)
+{
+    const struct elem *el =
+        slot < records_count(vset_array(v, ARRAY_ELEMS)) ? elem_at(v, slot, NULL) : NULL;
+    return el && elem_state(el) == ELEM_LIVE_TEXT;
+}
+
 bool vset_name(struct vset *v, uint32_t slot, struct buf *out, struct err *e)
 {
     const struct elem *el = elem_at(v, slot, e);
@@ -279,7 +286,7 @@ int elems_load(struct vset *v, uint32_t count, struct err *e)
 {
     int rc = 0;
     uint32_t live = 0;
-    v->n_attributes = 0;
+    v->n_attributes = v->n_texts = 0;
     epoch_enter(); /* nothing is retired here */
     for (uint32_t slot = v->next_slot; rc == 0 && slot-- > 0;) {
         const struct elem *el = elem_at(v, slot, e);
@@ -287,6 +294,7 @@ int elems_load(struct vset *v, uint32_t count, struct err *e)
             rc = KITH_ECORRUPT;
         } else if (elem_live(el)) {
             v->n_attributes += elem_attributes(el) != 0;
+            v->n_texts += elem_state(el) == ELEM_LIVE_TEXT;
             if (live++ < count && (rc = table_reserve(v, el->name_hash, e)) == 0)
                 table_put(&v->table, el->name_hash, slot);
         } else if (elem_state(el) == ELEM_FREE) {

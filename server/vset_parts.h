@@ -134,7 +134,7 @@ struct vset {
     uint64_t max_uid;
     uint32_t next_slot; /* slots below were given out at least once */
     uint32_t free_unit; /* head of the free name units, unit + 1 */
-    uint32_t n_attributes;
+    uint32_t n_attributes, n_texts;
     uint32_t *free_slots;
     uint32_t n_free;
     size_t free_cap;

@@ -6,7 +6,7 @@
 #include "base/mem.h"
 #include "server/effect.h"
 
-enum { N_EFFECTS = 12 };
+enum { N_EFFECTS = 13 };
 
 static const float vector[] = {1.0f, -2.5f, 0.0f};
 static const struct vset_model model = {"minilm", "0123456789abcdef0123456789abcdef", "mean"};
@@ -61,6 +61,7 @@ static void encode_all(struct buf *b)
          .key = slice_of("s"),
          .value = slice_of("f"),
          .attributes = &none},
+        {.op = EFFECT_VSWITCH, .db = 2, .key = slice_of("s")},
     };
     for (size_t i = 0; i < N_EFFECTS; i++) {
         size_t before = b->len;
@@ -156,6 +157,10 @@ static void test_round_trip(void **state)
     assert_true(slice_equal(*f.attributes, slice_of("{\"a\":1}")));
     assert_true(effect_decode(&r, &f, &storage));
     assert_int_equal(f.attributes->n, 0);
+    assert_true(effect_decode(&r, &f, &storage));
+    assert_int_equal(f.op, EFFECT_VSWITCH);
+    assert_int_equal(f.db, 2);
+    assert_true(slice_equal(f.key, slice_of("s")));
     assert_false(effect_decode(&r, &f, &storage));
     assert_true(reader_done(&r));
     buf_deinit(&b);
