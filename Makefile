@@ -90,7 +90,7 @@ FUZZERS := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(FUZZ_SRC))
 BENCH_SRC := $(wildcard bench/*.c)
 BENCHES := $(foreach p,$(BENCH_SRC),$(BIN)/$(subst _,-,$(notdir $(p:.c=))))
 
-.PHONY: all programs deps deps-test model models run test test-quick check check-long bench \
+.PHONY: all programs deps deps-test model models run test test-quick check check-long check-arm64 bench \
 	bench-vsets fuzz lint format clean help install docs units
 
 all: deps
@@ -121,6 +121,12 @@ check-long: deps deps-test
 	@$(MAKE) --no-print-directory -j$(JOBS) programs units
 	@BIN='$(BIN)' tools/model.sh f32 f16 q8_0
 	@KITH_LONG=1 VARIANT='$(VARIANT)' tools/test.sh
+
+#: make check-arm64  builds for 64-bit ARM and runs the unit tests under emulation (minutes)
+check-arm64: deps
+	@$(MAKE) --no-print-directory -j$(JOBS) programs
+	@BIN='$(BIN)' tools/model.sh q8_0
+	@JOBS='$(JOBS)' tools/check-arm64.sh
 
 #: make bench      the figures of the README, beside their peers, as tables, CSV and PNG
 bench: deps deps-test

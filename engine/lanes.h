@@ -233,6 +233,10 @@ KERNEL_INLINE vf vf_mul(vf a, vf b)
 {
     return simde_vmulq_f32(a, b);
 }
+KERNEL_INLINE vf vf_div(vf a, vf b)
+{
+    return simde_vdivq_f32(a, b);
+}
 KERNEL_INLINE vf vf_fma(vf a, vf b, vf c)
 {
     return simde_vfmaq_f32(c, a, b);

@@ -38,8 +38,10 @@
  * whole row. They are found at load by running a fixed sample of token ids (model_fast_new.c),
  * and enter the product as floats; all that a poor choice can cost is precision. Short texts
  * have few tokens to average the rounding over, so they get a second plane: what the first
- * codes left out is quantized again and multiplied as one more row. That depends on the text's
- * length alone, so a text has the same vector in whatever batch it comes. */
+ * codes left out is quantized again and multiplied as one more row. Models of
+ * fewer than 256 features average over as little, and are so small that nobody will feel it:
+ * they get it for all texts. That depends on the text's length and the model alone, so a text
+ * has the same vector in whatever batch it comes. */
 
 #include <math.h>
 #include <string.h>
@@ -444,8 +446,8 @@ static void run_group(struct pool *pool, struct job *j)
     struct model_fast *f = j->f;
     for (uint32_t t = j->first_text; t < j->first_text + j->n_texts; t++) {
         uint32_t n = j->batch->offsets[t + 1] - j->batch->offsets[t];
-        memset(f->short_text + (j->batch->offsets[t] - j->first_token), n < TWO_PLANES_BELOW,
-               n);
+        memset(f->short_text + (j->batch->offsets[t] - j->first_token),
+               n < TWO_PLANES_BELOW || f->m->n_embd < TWO_PLANES_FEATURES, n);
     }
     j->block_rows = block_rows(j->n_tokens, pool_threads(pool));
     uint32_t n_blocks = (j->n_tokens + j->block_rows - 1) / j->block_rows;

@@ -66,8 +66,10 @@ enum {
     BLOCK_ROWS = 48,
     ATTENTION_ROWS = 24,
     GROUP_TOKENS_PER_THREAD = 512,
-    /* Texts shorter than this get two planes of codes, see model_fast.c. */
-    TWO_PLANES_BELOW = 12
+    /* Texts shorter than this get two planes of codes, and all texts of a model with fewer
+     * features than that, see model_fast.c. */
+    TWO_PLANES_BELOW = 12,
+    TWO_PLANES_FEATURES = 256
 };
 
 struct model_fast {

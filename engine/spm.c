@@ -34,7 +34,7 @@ struct spm {
     struct vocabulary vocabulary;
     struct added_tokens added;
     struct bpe_table merges;
-    struct token_index pieces; /* what text may become */
+    struct token_index pieces;
     uint64_t *joints;
     uint32_t joint_mask; /* bits - 1 */
     int32_t byte_ids[N_BYTES], ascii_ids[N_ASCII];
@@ -42,24 +42,35 @@ struct spm {
     bool space_prefix, merge_spaces;
 };
 
+/* The token of a text, if text may become it. */
+static int32_t find_text(const struct spm *p, const char *s, size_t n)
+{
+    int32_t id = token_index_find(&p->pieces, s, n);
+    return id >= 0 && vocabulary_is_text(&p->vocabulary, id) ? id : TOKEN_NONE;
+}
+
 /* --- loading --- */
 
+/* Text tokens first, so that none is hidden by a control token of the same letters. */
 static int load_pieces(struct spm *p, struct err *e)
 {
     const struct vocabulary *v = &p->vocabulary;
     int rc = token_index_init(&p->pieces, v->text, v->at, v->n, e);
-    for (uint32_t i = 0; i < v->n && !rc; i++) {
-        size_t n;
-        const char *s = vocabulary_token(v, (int32_t)i, &n);
-        if (!vocabulary_is_text(v, (int32_t)i) || utf8_valid_prefix(s, n) != n)
-            continue;
-        if (n > SPM_MAX_PIECE)
-            return err_set(e, KITH_ELIMIT, "token %u has %zu bytes; at most %d are taken", i, n,
-                           SPM_MAX_PIECE);
-        token_index_add(&p->pieces, i);
-    }
+    for (int text = 1; text >= 0 && !rc; text--)
+        for (uint32_t i = 0; i < v->n && !rc; i++) {
+            size_t n;
+            const char *s = vocabulary_token(v, (int32_t)i, &n);
+            if (vocabulary_is_text(v, (int32_t)i) != (text == 1) ||
+                utf8_valid_prefix(s, n) != n)
+                continue;
+            if (n > SPM_MAX_PIECE)
+                rc = err_set(e, KITH_ELIMIT, "token %u has %zu bytes; at most %d are taken", i,
+                             n, SPM_MAX_PIECE);
+            else
+                token_index_add(&p->pieces, i);
+        }
     for (unsigned c = 0; c < N_ASCII && !rc; c++)
-        p->ascii_ids[c] = token_index_find(&p->pieces, &(char){(char)c}, 1);
+        p->ascii_ids[c] = find_text(p, &(char){(char)c}, 1);
     return rc;
 }
 
@@ -107,10 +118,10 @@ static int add_ways(struct spm *p, int32_t to, uint32_t rank, struct err *e)
     int rc = 0;
     for (size_t cut = utf8_decode(s, n, &c); cut < n && !rc;
          cut += utf8_decode(s + cut, n - cut, &c)) {
-        int32_t left = token_index_find(&p->pieces, s, cut);
+        int32_t left = find_text(p, s, cut);
         if (left < 0)
             continue;
-        int32_t right = token_index_find(&p->pieces, s + cut, n - cut);
+        int32_t right = find_text(p, s + cut, n - cut);
         if (right >= 0)
             rc = bpe_table_add(&p->merges, left, right, rank, to, e);
     }
@@ -158,9 +169,14 @@ static int add_merge(struct spm *p, uint32_t rank, const char *s, size_t n, char
     }
     if (left < 0 || right < 0 || to < 0)
         return err_set(e, KITH_EFORMAT,
-                       "tokenizer.ggml.merges: number %u, '%.*s', is not two tokens of text "
-                       "that make a third",
+                       "tokenizer.ggml.merges: number %u, '%.*s', is not two tokens that make "
+                       "a third",
                        rank, n > 64 ? 64 : (int)n, s);
+    /* What ends in a control token is never merged, so that no text becomes one. */
+    const struct vocabulary *v = &p->vocabulary;
+    if (!vocabulary_is_text(v, left) || !vocabulary_is_text(v, right) ||
+        !vocabulary_is_text(v, to))
+        return 0;
     return bpe_table_add(&p->merges, left, right, rank, to, e);
 }
 
@@ -335,8 +351,8 @@ static int grow(struct encoder *x, struct err *e)
 static size_t first_tokens(const struct spm *p, const char *s, size_t n,
                            int32_t out[CHAR_TOKENS])
 {
-    out[0] = (unsigned char)s[0] < N_ASCII ? p->ascii_ids[(unsigned char)s[0]]
-                                           : token_index_find(&p->pieces, s, n);
+    out[0] =
+        (unsigned char)s[0] < N_ASCII ? p->ascii_ids[(unsigned char)s[0]] : find_text(p, s, n);
     if (out[0] >= 0)
         return 1;
     for (size_t i = 0; i < n; i++) {

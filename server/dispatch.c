@@ -60,7 +60,7 @@ struct embed_job {
     struct embedding embedding; /* points into what follows */
     struct engine_model model;
     float *vectors;
-    char message[256];
+    char message[512];
 };
 
 static void job_free(struct embed_job *job)

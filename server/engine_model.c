@@ -24,8 +24,8 @@ static const struct text_key {
     TEXT("precision", precision),
     TEXT("kernels", kernels),
     TEXT("dims", dims),
-    TEXT("prompt-query", prompt_query),
-    TEXT("prompt-document", prompt_document),
+    TEXT("query-prompt", prompt_query),
+    TEXT("document-prompt", prompt_document),
 #undef TEXT
 };
 enum { N_TEXT_KEYS = sizeof text_keys / sizeof *text_keys };

@@ -206,6 +206,10 @@ static void deliver(struct remote *b, struct remote_call *c, const float *vector
 {
     const size_t dim = b->model.dim;
     uint32_t at = 0;
+    /* Counted first: who has its answer sees it in the counts. */
+    atomic_fetch_add(&b->n_batches, 1);
+    atomic_fetch_add(&b->n_texts, c->n_texts);
+    atomic_fetch_add(&b->n_tokens, n_tokens);
     for (uint32_t i = 0; i < c->n_parts; i++) {
         const struct remote_part *p = &c->parts[i];
         struct remote_job *j = p->job;
@@ -220,9 +224,6 @@ static void deliver(struct remote *b, struct remote_call *c, const float *vector
     for (uint32_t i = 0; i < c->n_parts; i++)
         if (c->parts[i].job && c->parts[i].job->n_done == c->parts[i].job->n)
             remote_job_finish(b, c->parts[i].job);
-    atomic_fetch_add(&b->n_batches, 1);
-    atomic_fetch_add(&b->n_texts, c->n_texts);
-    atomic_fetch_add(&b->n_tokens, n_tokens);
 }
 
 static void on_good(struct remote *b, struct remote_call *c, const float *vectors,

@@ -3,7 +3,8 @@
 
     python3 -m venv V && V/bin/pip install torch transformers tokenizers safetensors numpy
     V/bin/python tools/golden_models.py train      vocabularies, from the texts of this repository
-    V/bin/python tools/golden_models.py record     vectors and scores, for the vocabularies as they are
+    V/bin/python tools/golden_models.py record     vectors and scores, for the vocabularies as they are;
+                                                   record NAME ... only those of some models
 
 The models are those of tests/integration/models_tiny.py; their weights are made anew from a seed
 whenever they are needed and stored nowhere. tests/golden/models/ then has
@@ -110,8 +111,9 @@ def train():
     t.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="never")
     t.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=N_SPM))
     vocab = t.get_vocab()
-    pieces = sorted(vocab, key=vocab.get)
-    store("spm.json.xz", pieces + [p for p in ("\n", "\n\n", "\u2581\u2581") if p not in vocab])
+    pieces = sorted((p for p in vocab if "\0" not in p), key=vocab.get)  # SentencePiece has none
+    first = ["\n", "\u2581", "\n\n", "\u2581\u2581"]  # as user-defined pieces come first in Gemma's
+    store("spm.json.xz", first + [p for p in pieces if p not in first])
 
 
 def write_texts():
@@ -251,15 +253,16 @@ def embed(name, folder, parts, tokenizer):
     return rows, vectors
 
 
-def record():
+def record(names):
     import torch
     import transformers
     from tokenizers import Tokenizer
 
     transformers.logging.set_verbosity_error()
-    write_texts()
+    if not names:
+        write_texts()
     with torch.no_grad():
-        for name in [*models_tiny.EMBEDDERS, *models_tiny.RERANKERS]:
+        for name in names or [*models_tiny.EMBEDDERS, *models_tiny.RERANKERS]:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = pathlib.Path(scratch)
                 parts = models_tiny.write_folder(name, folder)
@@ -279,8 +282,8 @@ def record():
 def main():
     if sys.argv[1:] == ["train"]:
         train()
-    elif sys.argv[1:] == ["record"]:
-        record()
+    elif sys.argv[1:2] == ["record"]:
+        record(sys.argv[2:])
     else:
         sys.exit(__doc__)
 

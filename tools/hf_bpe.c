@@ -303,14 +303,52 @@ static void score_runs(struct hf_model *m, struct run *runs)
     }
 }
 
-static int read_scored_merges(struct hf_model *m, const json_t *model, struct err *e)
+/* A plain added token is taken out of the text before anything is merged. Where merges make it
+ * too (of spaces, which are U+2581 by then), theirs must come first, or a text could be cut in
+ * another way. The first of SentencePiece's own pieces has the same score and may stand among
+ * them. */
+static int check_added_first(struct hf_model *m, const json_t *added, const struct run *runs,
+                             struct err *e)
 {
+    const char *late = NULL;
+    uint32_t last = 0, n_before = 0;
+    size_t i;
+    json_t *v;
+    json_array_foreach(added, i, v)
+    {
+        json_int_t id = json_integer_value(json_object_get(v, "id"));
+        if (hf_is_true(v, "special") || id < 0 || id >= m->n_vocab || !m->tokens[id])
+            continue;
+        m->types[id] = HF_TOKEN_USER_DEFINED;
+        if (runs[id].first <= runs[id].last && runs[id].last >= last) {
+            late = m->tokens[id];
+            last = runs[id].last;
+        }
+    }
+    for (uint32_t t = 0; t < m->n_vocab && late; t++)
+        n_before += m->types[t] != HF_TOKEN_USER_DEFINED && runs[t].first <= runs[t].last &&
+                    runs[t].last < last;
+    if (n_before > 1)
+        return err_set(
+            e, KITH_EUNSUPPORTED,
+            "tokenizer.json: the added token '%.64s' is also made by merge %u, behind "
+            "those of %u other tokens; only one whose merges come first can be "
+            "converted",
+            late, last, n_before);
+    return 0;
+}
+
+static int read_scored_merges(struct hf_model *m, const json_t *tokenizer, struct err *e)
+{
+    const json_t *model = json_object_get(tokenizer, "model");
     struct run *runs = mem_alloc_n(m->n_vocab, sizeof *runs);
     if (!runs)
         return err_set(e, KITH_ENOMEM, "out of memory for %u scores", m->n_vocab);
     for (uint32_t t = 0; t < m->n_vocab; t++)
         runs[t] = (struct run){t, 1, 0}; /* empty */
     int rc = read_merges(m, model, runs, e);
+    if (!rc)
+        rc = check_added_first(m, json_object_get(tokenizer, "added_tokens"), runs, e);
     if (!rc)
         score_runs(m, runs);
     mem_free(runs);
@@ -360,7 +398,7 @@ static int read_spm_bpe(struct hf_model *m, const json_t *tokenizer, struct err 
     if (!rc && (!unk || strcmp(unk, m->specials[HF_UNK].text) != 0))
         rc = err_set(e, KITH_EFORMAT, "tokenizer.json: the unk_token is '%.64s', not '%s'",
                      unk ? unk : "(none)", m->specials[HF_UNK].text);
-    return rc ? rc : read_scored_merges(m, model, e);
+    return rc ? rc : read_scored_merges(m, tokenizer, e);
 }
 
 /* --- both --- */

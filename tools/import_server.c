@@ -65,22 +65,6 @@ int server_connect(const struct server_address *o, redisContext **out, struct er
     return login(o, c, e);
 }
 
-bool server_info_line(const char *info, const char *name, char *out, size_t size)
-{
-    size_t n = strlen(name);
-    for (const char *at = info; (at = strstr(at, name)); at += n) {
-        if ((at != info && at[-1] != '\n') || at[n] != ':')
-            continue;
-        size_t length = strcspn(at + n + 1, "\r\n");
-        if (length >= size)
-            return false;
-        memcpy(out, at + n + 1, length);
-        out[length] = '\0';
-        return true;
-    }
-    return false;
-}
-
 /* --- requests --- */
 
 void request_put(struct request *q, const char *p, size_t n)

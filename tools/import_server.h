@@ -28,9 +28,6 @@ int server_lost(redisContext *c, struct err *e);
 /* Writes all that was appended. */
 int server_flush(redisContext *c, struct err *e);
 
-/* The value of a line of INFO into out; false when there is no such line, or no room. */
-bool server_info_line(const char *info, const char *name, char *out, size_t size);
-
 /* A request as it grows; what its arguments point to lives until it is appended. */
 struct request {
     const char **argv;

@@ -74,49 +74,12 @@ static int chunks_add(struct chunks *to, struct import_chunk *c, struct err *e)
 
 /* --- the model --- */
 
-static redisReply *ask_info(struct import_store *s, struct err *e)
-{
-    const char *argv[] = {"INFO", "engine"};
-    redisReply *r = server_command(s->ask, 2, argv, NULL, e);
-    if (r && r->type != REDIS_REPLY_STRING) {
-        err_set(e, KITH_EPROTO, "INFO gave no text");
-        freeReplyObject(r);
-        return NULL;
-    }
-    return r;
-}
-
-/* Whether the engine is up; its model then. Negative: it will not be. */
-static int look_at_engine(struct import_store *s, struct err *e)
-{
-    char word[64];
-    redisReply *r = ask_info(s, e);
-    if (!r)
-        return e->code;
-    int rc = 0;
-    if (!server_info_line(r->str, "engine_enabled", word, sizeof word) ||
-        strcmp(word, "1") != 0)
-        rc = err_set(e, KITH_EUNSUPPORTED,
-                     "the server has no embedding model: start kith-server with --embedder "
-                     "FILE.gguf");
-    else if (server_info_line(r->str, "engine_up", word, sizeof word) &&
-             strcmp(word, "1") == 0 &&
-             server_info_line(r->str, "engine_model", s->model.name, sizeof s->model.name) &&
-             server_info_line(r->str, "engine_model_hash", s->model.hash,
-                              sizeof s->model.hash) &&
-             server_info_line(r->str, "engine_model_context", word, sizeof word)) {
-        s->model.context = (unsigned)strtoul(word, NULL, 10);
-        rc = 1;
-    }
-    freeReplyObject(r);
-    return rc;
-}
-
 static int wait_for_engine(struct import_store *s, struct err *e)
 {
     int64_t until = clock_mono_us() + s->o.wait_ms * 1000;
     int rc;
-    while ((rc = look_at_engine(s, e)) == 0) {
+    const char *key = s->o.embed_only ? NULL : s->o.key;
+    while ((rc = import_model_find(s->ask, s->o.model, key, &s->model, e)) == 0) {
         if (*s->o.stop || clock_mono_us() > until)
             return err_set(e, KITH_ECLOSED, "the server's embedding engine is not up");
         clock_sleep_us(POLL_MS * 1000);
@@ -126,42 +89,13 @@ static int wait_for_engine(struct import_store *s, struct err *e)
 
 uint64_t import_store_tokens(struct import_store *s)
 {
-    struct err e = {0};
-    char word[64];
-    redisReply *r = ask_info(s, &e);
-    uint64_t n = 0;
-    if (r && server_info_line(r->str, "engine_tokens", word, sizeof word))
-        n = strtoull(word, NULL, 10);
-    if (r)
-        freeReplyObject(r);
-    return n;
-}
-
-/* A set with vectors of another model refuses every chunk; better said before the first. */
-static int check_set(struct import_store *s, struct err *e)
-{
-    const char *argv[] = {"VINFO", s->o.key};
-    redisReply *r = server_command(s->ask, 2, argv, NULL, e);
-    if (!r)
-        return e->code;
-    int rc = 0;
-    for (size_t i = 0; i + 1 < r->elements; i += 2) {
-        const redisReply *name = r->element[i], *value = r->element[i + 1];
-        if (name->str && strcmp(name->str, "model-hash") == 0 && value->str && value->str[0] &&
-            strcmp(value->str, s->model.hash) != 0)
-            rc = err_set(e, KITH_EINVAL,
-                         "the set '%s' has the vectors of another model (%s); the server runs "
-                         "'%s' (%s)",
-                         s->o.key, value->str, s->model.name, s->model.hash);
-    }
-    freeReplyObject(r);
-    return rc;
+    return import_model_tokens(s->ask, &s->model);
 }
 
 static int open_parts(struct import_store *s, struct err *e)
 {
     int rc = server_connect(&s->o.address, &s->ask, e);
-    if (rc || (rc = wait_for_engine(s, e)) || (!s->o.embed_only && (rc = check_set(s, e))))
+    if (rc || (rc = wait_for_engine(s, e)))
         return rc;
     if (!(s->lanes = mem_calloc(s->o.n_connections, sizeof *s->lanes)))
         return err_set(e, KITH_ENOMEM, "out of memory for connections");
@@ -310,7 +244,7 @@ static void each_piece(struct outgoing *o, const struct import_chunk *c,
         o->failed = true;
 }
 
-/* VMADD key TEXT n ATTRS, or EMBED, of the whole batch. */
+/* VMADD key MODEL name TEXT n ATTRS, or EMBED, of the whole batch. */
 static int send_batch(struct import_store *s, struct lane *lane, struct err *e)
 {
     struct outgoing o = {.embed_only = s->o.embed_only};
@@ -323,11 +257,13 @@ static int send_batch(struct import_store *s, struct lane *lane, struct err *e)
     char count[32];
     snprintf(count, sizeof count, "%zu", n);
     if (o.embed_only) {
-        const char *const words[] = {"EMBED", "FORMAT", "FP32", "TEXTS"};
+        const char *const words[] = {"EMBED",  "MODEL", s->model.alias, "DOCUMENT",
+                                     "FORMAT", "FP32",  "TEXTS"};
         for (size_t i = 0; i < sizeof words / sizeof *words; i++)
             request_put_str(&o.q, words[i]);
     } else {
-        const char *const words[] = {"VMADD", s->o.key, "TEXT", count, "ATTRS"};
+        const char *const words[] = {"VMADD", s->o.key, "MODEL", s->model.alias,
+                                     "TEXT",  count,    "ATTRS"};
         for (size_t i = 0; i < sizeof words / sizeof *words; i++)
             request_put_str(&o.q, words[i]);
     }

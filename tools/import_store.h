@@ -24,7 +24,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
-#include "tools/import_server.h"
+#include "tools/import_model.h"
 
 struct import_chunk { /* name, text and attributes are the store's from then on */
     char *name;
@@ -40,6 +40,7 @@ struct import_chunk { /* name, text and attributes are the store's from then on 
 struct import_options {
     struct server_address address;
     const char *key;
+    const char *model; /* the one that was named; NULL: none */
     unsigned n_connections, n_batch;
     int64_t wait_ms; /* how long a busy or restarting engine is waited for */
     bool split;      /* a chunk that is too long is stored in pieces, else it is bad */
@@ -51,18 +52,13 @@ struct import_options {
     const volatile int *stop; /* not 0: send nothing more */
 };
 
-struct import_model {
-    char name[128], hash[40];
-    unsigned context;
-};
-
 struct import_counts {
     uint64_t stored, unchanged, removed, split, retries;
 };
 
 struct import_store;
 
-/* Connects, waits until the engine is up, and refuses a set of another model. */
+/* Connects, waits until the model is up, and refuses a set of another one. */
 int import_store_open(struct import_store **out, const struct import_options *o, struct err *e);
 void import_store_free(struct import_store *s);
 

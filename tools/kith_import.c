@@ -60,6 +60,9 @@ static const char help[] =
     "  --overlap N          tokens of a chunk's end that the next begins with, in whole\n"
     "                       sentences or words; default 0, at most half of a chunk\n"
     "\n"
+    "  --model NAME         the server's model that embeds (MODEL LIST); default: the one "
+    "that\n"
+    "                       made the set's vectors, else the server's default\n"
     "  --batch N            chunks of one request, default 64\n"
     "  --connections N      requests on the way at once, default 4\n"
     "  --dry-run            print the first chunks and store nothing\n"
@@ -579,7 +582,8 @@ enum option_code {
     OPT_CONNECTIONS,
     OPT_DRY_RUN,
     OPT_EMBED_ONLY,
-    OPT_QUIET
+    OPT_QUIET,
+    OPT_MODEL
 };
 
 static const struct option options[] = {{"host", 1, NULL, OPT_HOST},
@@ -600,6 +604,7 @@ static const struct option options[] = {{"host", 1, NULL, OPT_HOST},
                                         {"dry-run", 0, NULL, OPT_DRY_RUN},
                                         {"embed-only", 0, NULL, OPT_EMBED_ONLY},
                                         {"quiet", 0, NULL, OPT_QUIET},
+                                        {"model", 1, NULL, OPT_MODEL},
                                         {0}};
 
 static bool number_option(const char *name, const char *s, long low, long high, long *out)
@@ -683,6 +688,9 @@ static bool take_option(struct settings *s, int option, char *value)
         break;
     case OPT_PASSWORD:
         s->store.address.password = value;
+        break;
+    case OPT_MODEL:
+        s->store.model = value;
         break;
     case OPT_ID:
         s->fields.id = value;

@@ -807,7 +807,7 @@ def test_many_clients_load_the_same(start):
 def test_roles(fakes):
     s = fakes.start()
     with connected(s) as w:
-        ok(w.cmd("MODEL", "LOAD", "m", fakes.write("m", **{"prompt-query": "query: "})))
+        ok(w.cmd("MODEL", "LOAD", "m", fakes.write("m", **{"query-prompt": "query: "})))
         assert pairs(info(w, "m")["prompts"]) == {"query": "query: "}
         h = info(w, "m")["hash"]
         for options, role in [([], ""), (["QUERY"], "q"), (["DOCUMENT"], "d")]:

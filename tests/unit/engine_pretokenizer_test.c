@@ -17,6 +17,9 @@
 static const struct {
     const char *names, *words;
 } cases[] = {
+    {"llama-bpe qwen2 qwen35", "it|'\xc5\xbf|'S"},
+    {"gpt-4o", "it'\xc5\xbf|'S"},
+    {"gpt-2 starcoder", "it|'|\xc5\xbf|'|S"},
     {"llama-bpe qwen2 qwen35 tekken deepseek-v3", "Don|'t| WE|'LL| '|\xc5\xbf"
                                                   "a| '|x"},
     {"gpt-4o", "Don't| WE'LL| '|\xc5\xbf"

@@ -127,16 +127,22 @@ static void merges_of_the_file(void **state)
     struct tokenizer *t = open_with(&f);
     assert_string_equal(pieces(t, "abc ab"), "_a bc _a b");
     tokenizer_free(t);
-    static const char *const bad[] = {"a c"}, *const control[] = {"<s >"};
+    /* One that makes a control token is left out; one that makes none is a lie. */
+    static const char *const others[][1] = {{"<s >"}, {"a c"}};
     for (int i = 0; i < 2; i++) {
         struct err e;
         fixture_init(&f);
         fixture_spm_vocabulary(&f, spm_pieces, SPM_N);
-        fixture_strings(&f, "tokenizer.ggml.merges", i ? control : bad, 1);
+        fixture_strings(&f, "tokenizer.ggml.merges", others[i], 1);
         struct gguf *g = fixture_open(&f);
-        assert_int_equal(tokenizer_new(&t, g, &e), KITH_EFORMAT);
-        assert_non_null(strstr(e.message, "not two tokens of text that make a third"));
+        assert_int_equal(tokenizer_new(&t, g, &e), i ? KITH_EFORMAT : 0);
         gguf_close(g);
+        if (i) {
+            assert_non_null(strstr(e.message, "not two tokens that make a third"));
+            continue;
+        }
+        assert_string_equal(pieces(t, "<s>"), "_ < s >");
+        tokenizer_free(t);
     }
 }
 

@@ -158,6 +158,15 @@ static void frames(void **state)
     assert_int_equal(f->n_after, 1);
     assert_int_equal(f->after[0], UNIGRAM_EOS);
     assert_string_equal(tokenizer_model(t), "t5");
+    assert_false(tokenizer_pair_frame(t)->known);
+    tokenizer_free(t);
+    t = make("tokenizer.ggml.add_bos_token", 1, NULL, 0);
+    const struct tokenizer_pair_frame *p = tokenizer_pair_frame(t);
+    assert_true(p->known && p->n_before == 1 && p->n_between == 2 && p->n_after == 1);
+    assert_int_equal(p->before[0], UNIGRAM_BOS);
+    assert_int_equal(p->between[0], UNIGRAM_EOS);
+    assert_int_equal(p->between[1], UNIGRAM_EOS);
+    assert_int_equal(p->after[0], UNIGRAM_EOS);
     tokenizer_free(t);
     t = make("tokenizer.ggml.add_bos_token", 1, "tokenizer.ggml.add_eos_token", 0);
     f = tokenizer_frame(t);

@@ -164,6 +164,24 @@ static void cased(void **state)
     tokenizer_free(w);
 }
 
+static void pairs_and_special_tokens(void **state)
+{
+    (void)state;
+    struct tokenizer *w = make(true, NULL, 0);
+    const struct tokenizer_pair_frame *p = tokenizer_pair_frame(w);
+    int32_t id;
+    struct err e;
+    assert_true(p->known && p->n_before == 1 && p->n_between == 1 && p->n_after == 1);
+    assert_int_equal(p->before[0], 2);
+    assert_int_equal(p->between[0], 3);
+    assert_int_equal(p->after[0], 3);
+    /* The file has no types; the frame's tokens are special all the same. */
+    assert_int_equal(tokenizer_special(w, "[SEP]", 5, &id, &e), 0);
+    assert_int_equal(id, 3);
+    assert_int_equal(tokenizer_special(w, "c", 1, &id, &e), KITH_ENOTFOUND);
+    tokenizer_free(w);
+}
+
 static void counts_past_the_room(void **state)
 {
     (void)state;
@@ -267,6 +285,7 @@ int main(void)
         cmocka_unit_test(rules),
         cmocka_unit_test(longest_word),
         cmocka_unit_test(cased),
+        cmocka_unit_test(pairs_and_special_tokens),
         cmocka_unit_test(counts_past_the_room),
         cmocka_unit_test(refuses_bad_utf8),
         cmocka_unit_test(refuses_bad_vocabularies),

@@ -10,11 +10,12 @@
 #include "index/index.h"
 #include "tests/unit/unit.h"
 
-/* Sanitizers slow the kernels down most of all, so their builds take smaller sets: what they
- * look for does not need the size, what recall needs is measured in the release build. */
+/* Sanitizers slow the kernels down most of all, and an emulated processor everything, so their
+ * builds take smaller sets: what they look for does not need the size, what recall needs is
+ * measured in the release build. */
 #if defined(__SANITIZE_THREAD__)
 enum { SHRINK = 20 };
-#elif defined(__SANITIZE_ADDRESS__)
+#elif defined(__SANITIZE_ADDRESS__) || defined(KITH_EMULATED)
 enum { SHRINK = 5 };
 #else
 enum { SHRINK = 1 };

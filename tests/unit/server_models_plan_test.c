@@ -118,9 +118,9 @@ static void a_model_is_read_and_written_back(void **state)
                                  "00ff",      "pooling", "mean",
                                  "arch",      "bert",    "dim",
                                  "384",       "context", "512",
-                                 "dims",      "128,256", "prompt-query",
+                                 "dims",      "128,256", "query-prompt",
                                  "query: ",   "tasks",   "embed,rerank",
-                                 "bytes",     "123456",  "prompt-document",
+                                 "bytes",     "123456",  "document-prompt",
                                  "passage: ", "threads", "2",
                                  "x",         "y",       NULL};
     struct engine_model m, again;
