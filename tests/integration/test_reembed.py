@@ -525,13 +525,25 @@ def blocked(s):
     return int(s.info("clients")["blocked_clients"])
 
 
+def asked(s):
+    """Requests that the new model has not answered."""
+    words = dict(x.split("=", 1) for x in s.info("engine")["model_new"].split(","))
+    return int(words["queued"])
+
+
+def start_held(s, w, fakes):
+    """A job whose first batch, of a small set the last one, is with the model and stays there."""
+    fakes.hold()
+    before = asked(s)
+    ok(w.cmd("VREEMBED", "v", "MODEL", "new"))
+    wait_until(lambda: asked(s) == before + 1, 30, "the texts to be sent")
+
+
 def test_writers_wait_for_the_last_elements_and_no_longer(s, w, fakes):
     """A small set is at its last elements at once. Its writers wait; who cannot wait does not."""
     oracle = filled(w, 10)
     for end in ("let go", "cancelled", "dead", "too long"):
-        model = "new"
-        fakes.hold()
-        ok(w.cmd("VREEMBED", "v", "MODEL", model))
+        start_held(s, w, fakes)
         with s.wire(3, timeout=60) as other:
             other.send("VADD", "v", "TEXT", f"text when {end}", "late", "MODEL", "old")
             wait_until(lambda: blocked(s) == 1, 30, "the writer to wait")
@@ -552,20 +564,20 @@ def test_writers_wait_for_the_last_elements_and_no_longer(s, w, fakes):
             assert other.read() == ("late" not in oracle)
             oracle["late"] = (f"text when {end}", None, None)
             check(w, oracle, "old", fakes)
-        if end != "cancelled":
-            fakes.let_go()
-            wait_done(w)
-            check(w, oracle, "new", fakes)
-            ok(w.cmd("VREEMBED", "v", "MODEL", "old"))
-            wait_done(w)
+        if end == "cancelled":
+            continue  # the next one need not wait for the answer that nobody wants any more
         fakes.let_go()
+        wait_done(w)
+        check(w, oracle, "new", fakes)
+        ok(w.cmd("VREEMBED", "v", "MODEL", "old"))
+        wait_done(w)
+        wait_until(lambda: asked(s) == 0, 30)
 
 
 def test_a_text_without_a_model_follows_the_set(s, w, fakes):
     """It was embedded by the old model while it waited, and is embedded again."""
     oracle = filled(w, 10)
-    fakes.hold()
-    ok(w.cmd("VREEMBED", "v", "MODEL", "new"))
+    start_held(s, w, fakes)
     with s.wire(3, timeout=60) as other:
         other.send("VADD", "v", "TEXT", "a late text", "late")
         wait_until(lambda: blocked(s) == 1, 30, "the writer to wait")
