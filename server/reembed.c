@@ -57,7 +57,7 @@
 enum {
     REEMBED_NICE = 5,
     FAILED_KEPT = 64, /* jobs that failed and may still be looked at */
-    PAUSE_US = 200,   /* so that others come into the shard between two stays */
+    PAUSE_US = 4000,  /* twice a stay: while it only compares, the shard is for others */
     RETRY_ROOM_US = 5000,
     RETRY_MODEL_US = 500000
 };

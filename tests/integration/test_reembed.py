@@ -609,7 +609,7 @@ def test_searches_that_began_before_the_switch(start, fakes):
 )
 @pytest.mark.parametrize("how", ["live", "kill"])
 def test_the_successor_goes_with_its_set(s, w, fakes, words, how):
-    oracle = held(w, fakes, 100)
+    oracle = held(w, fakes, 70)
     w.cmd("SET", "k", "x")
     ok(w.cmd("SAVE"))
     reply = w.cmd(*words)
@@ -627,7 +627,7 @@ def test_the_successor_goes_with_its_set(s, w, fakes, words, how):
         fakes.let_go()
         wait_until(lambda: int(s.info("vectorsets")["reembeddings_running"]) == 0, 30)
     with s.wire(3) as again:
-        left = 100 if renamed or "CANCEL" in words else 0
+        left = 70 if renamed or "CANCEL" in words else 0
         assert int(s.info("vectors")["vectors"]) == left
         if left:
             check(again, oracle, "old", fakes, key="u" if renamed else "v")
@@ -696,7 +696,7 @@ def part_of(w, fakes, least):
 def test_it_goes_on_after_a_restart(start, fakes, how):
     s = start("--checkpoint-interval", 1)
     with s.wire(3, timeout=60) as w:
-        oracle = held(w, fakes, 400)
+        oracle = held(w, fakes, 280)
     for round_ in range(3):
         with s.wire(3, timeout=60) as w:
             part_of(w, fakes, 64 * (round_ + 1))
