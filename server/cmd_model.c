@@ -238,12 +238,16 @@ static const struct command model_subcommands[] = {
      .summary =
          "Loads a GGUF file as a model of that name, in a process of its own, and replies "
          "when it is ready; a restart of the server loads it again. A relative path begins at "
-         "the server's "
-         "directory at work. To load it again as it "
-         "is does nothing.",
+         "the server's directory at work. In place of the path STYLE+URL#MODEL is a model "
+         "behind "
+         "an HTTP endpoint of the style openai or ollama, which takes DIM and the options "
+         "behind "
+         "it (kith-engine(1)). To load it again as it is does nothing.",
      .syntax =
          "name path [DEFAULT] [THREADS threads] [PRECISION auto | PRECISION f32 | PRECISION "
-         "int8]"},
+         "int8] [DIM dim] [CONTEXT tokens] [QUERY-PROMPT prompt] [DOCUMENT-PROMPT prompt] "
+         "[KEY-FILE path] [CA-FILE path] [TIMEOUT-MS milliseconds] [RETRIES retries] "
+         "[BATCH-TEXTS texts] [PARALLEL requests] [FALLBACK path] [SEND-DIMENSIONS]"},
     {.name = "unload",
      .arity = 3,
      .flags = CHANGES,

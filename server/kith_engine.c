@@ -160,13 +160,18 @@ static int open_backend(struct engine_backend *b, const struct engine_options *o
     return local_backend_open(b, o->model, &o->embedder, e);
 }
 
+static bool is_socket(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
+}
+
 static int serve(const struct engine_options *o)
 {
     /* The parent may have died before the request to be told; its socket then ends at once. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     signal(SIGPIPE, SIG_IGN);
-    struct stat st;
-    if (fstat(o->fd, &st) != 0 || !S_ISSOCK(st.st_mode)) {
+    if (!is_socket(o->fd)) {
         fprintf(stderr,
                 "kith-engine: descriptor %d is no socket; kith-server starts this program, "
                 "--help says what else it does\n",
@@ -207,6 +212,8 @@ int main(int argc, char **argv)
     struct err e = {0};
     if (engine_options_parse(&o, argc, argv, &e)) {
         fprintf(stderr, "kith-engine: %s (see --help)\n", e.message);
+        if (is_socket(o.fd)) /* whoever started it with the options asks there */
+            engine_service_fail(o.fd, e.message);
         return EXIT_USAGE;
     }
     log_open(NULL, "engine");

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 build="gcc make libc6-dev liblmdb-dev libxxhash-dev libsimde-dev libevent-dev libhiredis-dev
  libutf8proc-dev libjansson-dev libcurl4-openssl-dev python3-venv redis-tools"
-test="$build libcmocka-dev clang clang-format libclang-rt-14-dev redis-server strace lmdb-utils e2fsprogs"
+test="$build libcmocka-dev clang clang-format libclang-rt-14-dev redis-server strace lmdb-utils e2fsprogs openssl"
 bench="$test g++ libhnswlib-dev"
 case "${1:-build}" in
 build) packages=$build ;;

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import fake_remote
+import models_tiny
 from engine_process import Engine, EngineError
 from fake_remote import FakeRemote, vector_of
 from kithtest import BIN, Q8_MODEL, ReplyError, free_port, run_program, wait_until
@@ -698,6 +699,45 @@ def test_the_local_backend_on_the_wire(tmp_path, model):
     failed(engine.embed("word " * 1000), "tokens", code="INVALID")
     assert len(engine.embed("word " * 1000, flags="tq")) == 1
     assert engine.ping()[1] == {}
+    engine.close()
+
+
+def converted(tmp_path, name, prompts=None):
+    folder, out = tmp_path / name, tmp_path / f"{name}.gguf"
+    models_tiny.write_folder(name, folder)
+    if prompts:
+        (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    run = run_program("kith-convert", folder, out, "--type", "f32")
+    assert run.returncode == 0, run.stderr
+    return out
+
+
+def test_scores_of_a_local_reranker_on_the_wire(tmp_path):
+    engine = Engine(tmp_path, "--model", converted(tmp_path, "bert-reranker"), "--threads", 1)
+    assert engine.ready["tasks"] == "rerank"
+    rows = [(p, s) for p, s in zip(models_tiny.pairs(), models_tiny.golden("bert-reranker")["scores"])]
+    query = rows[0][0][0]
+    documents = [p[1] for p, _ in rows if p[0] == query]
+    expected = [float(np.ravel(s)[0]) for p, s in rows if p[0] == query]
+    assert len(documents) >= 2
+    assert np.allclose(engine.rerank(query, *documents), expected, atol=1e-3)
+    failed(engine.embed("text"), "RERANK", code="INVALID")
+    failed(engine.rerank("query", "word " * 5000), "tokens", code="INVALID")
+    assert len(engine.rerank("query", "word " * 5000, flags="t")) == 1
+    engine.close()
+
+
+def test_roles_of_a_local_model_on_the_wire(tmp_path):
+    """q and d are the text behind the model's own words."""
+    model = converted(tmp_path, "bert", {"query": "query: ", "document": "passage: "})
+    engine = Engine(tmp_path, "--model", model, "--threads", 1)
+    assert (engine.ready["query-prompt"], engine.ready["document-prompt"]) == ("query: ", "passage: ")
+    for flag, prompt in (("q", "query: "), ("d", "passage: ")):
+        (by_role,), (by_hand,), (plain,) = (
+            engine.embed("a ship", flags=flag), engine.embed(prompt + "a ship"), engine.embed("a ship"))
+        assert np.allclose(by_role, by_hand, atol=1e-6) and not np.allclose(by_role, plain, atol=1e-3)
+    run = run_program("kith-engine", "--model", model, "--embed", "a ship", "--role", "document", "--threads", 1)
+    assert np.allclose([float(x) for x in run.stdout.split()], by_hand, atol=1e-5)
     engine.close()
 
 
