@@ -509,8 +509,8 @@ static int attempt(struct search *s, struct vset_answer *a, struct err *e)
     s->seen = vset_replacements(s->set);
     s->changes = vset_changes(s->set);
     s->count = vset_count(s->set);
-    uint64_t need = q->count ? (uint64_t)q->offset + q->count : UINT64_MAX;
-    need = need < s->count ? need : s->count;
+    const uint64_t asked = q->count ? (uint64_t)q->offset + q->count : UINT64_MAX;
+    const uint64_t need = asked < s->count ? asked : s->count;
     a->n = 0;
     if (need == 0 || need <= q->offset)
         return 0;
@@ -528,6 +528,11 @@ static int attempt(struct search *s, struct vset_answer *a, struct err *e)
             rc = rank_and_copy(s, stages, n_stages, need, a, e);
     } while (rc == 0 && vset_replacements(s->set) != s->seen);
     search_filter_end(s);
+    /* As many as there were at the beginning were kept, and more were asked for: what came
+     * meanwhile may have pushed out what was there all the time. */
+    if (rc == 0 && asked > need && a->n + (uint64_t)q->offset >= need &&
+        vset_changes(s->set) != s->changes)
+        return KITH_EBUSY;
     return rc;
 }
 
