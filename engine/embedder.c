@@ -108,11 +108,10 @@ static int start_scheduler(struct embedder *m, const struct embedder_options *o,
     uint32_t tokens = o->batch_tokens, most = model_fast_max_tokens(m->fast);
     if (tokens > most)
         tokens = most;
-    if (tokens < m->model.n_ctx)
-        tokens = m->model.n_ctx;
     m->info.batch_tokens = tokens;
     struct scheduler_options options = {.dim = model_dim(&m->model),
                                         .batch_tokens = tokens,
+                                        .sequence_tokens = m->model.n_ctx,
                                         .batch_wait_us = o->batch_wait_us,
                                         .max_queue_tokens = o->max_queue_tokens,
                                         .forward = forward,

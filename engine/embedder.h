@@ -21,7 +21,7 @@ struct tokenizer;
 struct embedder_options {
     enum model_precision precision;
     unsigned n_threads; /* of the compute pool, the scheduler's counted; 0: one a processor */
-    uint32_t batch_tokens; /* raised to the context where it is less */
+    uint32_t batch_tokens; /* a text that is longer goes alone */
     int64_t batch_wait_us; /* see engine/batching.h */
     uint64_t max_queue_tokens;
 };

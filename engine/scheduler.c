@@ -54,7 +54,7 @@ struct scheduler {
     struct batching batching;
     struct scheduler_stats stats;
     /* The batch under way; the thread's alone. A sequence has at least one token, so a batch
-     * has at most batch_tokens sequences. */
+     * has at most batch_capacity sequences. */
     struct slot *slots;
     uint32_t n_slots;
     uint32_t *offsets, *splits;
@@ -155,7 +155,9 @@ static int longest_slot_first(const void *a, const void *b)
 }
 
 /* Takes sequences into slots, a round over the waiting requests at a time, until a round finds
- * nothing that fits. Returns the tokens taken. */
+ * nothing that fits. One that is longer than a batch goes alone, when its request is the first:
+ * a batch begins with the first, so that none is passed over for ever. Returns the tokens
+ * taken. */
 static uint32_t fill_slots(struct scheduler *s)
 {
     uint32_t n_tokens = 0;
@@ -166,7 +168,7 @@ static uint32_t fill_slots(struct scheduler *s)
             if (r->taken == r->n)
                 continue;
             uint32_t sequence = r->order[r->taken], n = length_of(r, sequence);
-            if (n > s->options.batch_tokens - n_tokens)
+            if (n_tokens > 0 && (uint64_t)n_tokens + n > s->options.batch_tokens)
                 continue;
             s->slots[s->n_slots++] = (struct slot){r, sequence, n};
             r->taken++;
@@ -351,6 +353,12 @@ static int init_lock(struct scheduler *s)
     return 0;
 }
 
+/* Tokens of the largest batch there can be. */
+static uint32_t batch_capacity(const struct scheduler_options *o)
+{
+    return o->batch_tokens > o->sequence_tokens ? o->batch_tokens : o->sequence_tokens;
+}
+
 static void free_memory(struct scheduler *s)
 {
     mem_free(s->slots);
@@ -365,21 +373,21 @@ int scheduler_new(struct scheduler **out, const struct scheduler_options *option
                   struct err *e)
 {
     struct scheduler *s = mem_calloc(1, sizeof *s);
+    const uint32_t capacity = batch_capacity(options);
     size_t floats = 0;
-    if (s && !mem_mul_overflows(options->batch_tokens, options->dim, &floats)) {
+    if (s && !mem_mul_overflows(capacity, options->dim, &floats)) {
         s->options = *options;
-        s->slots = mem_alloc_n(options->batch_tokens, sizeof *s->slots);
-        s->offsets = mem_alloc_n((size_t)options->batch_tokens + 1, sizeof *s->offsets);
-        s->splits = mem_alloc_n(options->batch_tokens, sizeof *s->splits);
-        s->ids = mem_alloc_n(options->batch_tokens, sizeof *s->ids);
+        s->slots = mem_alloc_n(capacity, sizeof *s->slots);
+        s->offsets = mem_alloc_n((size_t)capacity + 1, sizeof *s->offsets);
+        s->splits = mem_alloc_n(capacity, sizeof *s->splits);
+        s->ids = mem_alloc_n(capacity, sizeof *s->ids);
         s->vectors = mem_alloc_n(floats, sizeof *s->vectors);
     }
     if (!s || !s->slots || !s->offsets || !s->splits || !s->ids || !s->vectors ||
         init_lock(s)) {
         if (s)
             free_memory(s);
-        return err_set(e, KITH_ENOMEM, "out of memory for batches of %u tokens",
-                       options->batch_tokens);
+        return err_set(e, KITH_ENOMEM, "out of memory for batches of %u tokens", capacity);
     }
     batching_init(&s->batching, options->batch_tokens, options->batch_wait_us);
     int errnum = pthread_create(&s->thread, NULL, scheduler_main, s);
@@ -414,9 +422,9 @@ static int check_request(const struct scheduler *s, const struct scheduler_reque
         return err_set(e, KITH_EINVAL, "a request without texts");
     for (uint32_t i = 0; i < request->n; i++) {
         uint32_t from = request->offsets[i], to = request->offsets[i + 1];
-        if (to <= from || to - from > s->options.batch_tokens)
+        if (to <= from || to - from > s->options.sequence_tokens)
             return err_set(e, KITH_EINVAL, "text %u has %lld tokens; 1 to %u fit a batch",
-                           i + 1, (long long)to - (long long)from, s->options.batch_tokens);
+                           i + 1, (long long)to - (long long)from, s->options.sequence_tokens);
     }
     if (request->offsets[request->n] > s->options.max_queue_tokens)
         return err_set(

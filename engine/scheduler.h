@@ -23,7 +23,8 @@ struct scheduler;
 
 struct scheduler_options {
     uint32_t dim;              /* floats of one vector */
-    uint32_t batch_tokens;     /* a batch has at most so many; no sequence may be longer */
+    uint32_t batch_tokens;     /* a batch has at most so many, or one sequence alone */
+    uint32_t sequence_tokens;  /* no sequence may be longer */
     int64_t batch_wait_us;     /* see engine/batching.h */
     uint64_t max_queue_tokens; /* waiting, of all requests */
     /* vectors: n_texts x dim, row-major. */
@@ -39,7 +40,8 @@ struct scheduler_result {
     uint32_t n, dim, n_tokens;
 };
 
-/* Sequence i is ids[offsets[i]] .. ids[offsets[i + 1] - 1]; all of them 1 .. batch_tokens long.
+/* Sequence i is ids[offsets[i]] .. ids[offsets[i + 1] - 1]; all of them 1 .. sequence_tokens
+ * long.
  */
 struct scheduler_request {
     const int32_t *ids;

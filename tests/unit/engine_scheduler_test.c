@@ -14,7 +14,7 @@
 #include "engine/scheduler.h"
 #include "tests/unit/unit.h"
 
-enum { DIM = 4, BATCH_TOKENS = 32, MAX_BATCHES = 4096 };
+enum { DIM = 4, BATCH_TOKENS = 32, LONGEST = 50, MAX_BATCHES = 4096 };
 
 struct fake {
     pthread_mutex_t lock;
@@ -47,7 +47,7 @@ static int fake_forward(void *context, const struct model_batch *batch, float *v
     uint32_t longest = UINT32_MAX;
     for (uint32_t t = 0; t < batch->n_texts; t++) {
         uint32_t n = batch->offsets[t + 1] - batch->offsets[t];
-        if (n > longest || n == 0 || batch->n_tokens > BATCH_TOKENS)
+        if (n > longest || n == 0 || (batch->n_tokens > BATCH_TOKENS && batch->n_texts > 1))
             return err_set(e, KITH_EINVAL, "the batch is not sorted or too large");
         longest = n;
         float sum = 0;
@@ -85,7 +85,8 @@ static struct scheduler *start(struct fake *f, uint64_t max_queue)
     memset(f, 0, sizeof *f);
     pthread_mutex_init(&f->lock, NULL);
     pthread_cond_init(&f->changed, NULL);
-    const struct scheduler_options o = {DIM, BATCH_TOKENS, 100, max_queue, fake_forward, f};
+    const struct scheduler_options o = {DIM,       BATCH_TOKENS, LONGEST, 100,
+                                        max_queue, fake_forward, f};
     struct scheduler *s;
     struct err e;
     assert_int_equal(scheduler_new(&s, &o, &e), 0);
@@ -126,7 +127,7 @@ static void on_done(void *arg, const struct scheduler_result *r)
 static int ask(struct scheduler *s, struct asked *a, int32_t mark, uint32_t n,
                const uint32_t *lengths, struct err *e)
 {
-    int32_t ids[16 * BATCH_TOKENS] = {0};
+    int32_t ids[16 * LONGEST] = {0};
     uint32_t offsets[17] = {0}, splits[16];
     memset(a, 0, sizeof *a);
     a->mark = mark;
@@ -212,7 +213,7 @@ static void bounded_queue(void **state)
     hold(&f, false);
     wait_called(&b);
     assert_int_equal(c.calls, 0);
-    const uint32_t zero[] = {0}, long_one[] = {33};
+    const uint32_t zero[] = {0}, long_one[] = {LONGEST + 1};
     assert_int_equal(ask(s, &c, 3, 1, zero, &e), KITH_EINVAL);
     assert_int_equal(ask(s, &c, 3, 1, long_one, &e), KITH_EINVAL);
     scheduler_free(s);
@@ -259,6 +260,34 @@ static void *free_scheduler(void *s)
 {
     scheduler_free(s);
     return NULL;
+}
+
+/* A sequence longer than a batch goes alone, in its turn: what came later does not go before it
+ * for ever, and what fits beside others does not wait for it. */
+static void a_long_one_goes_alone(void **state)
+{
+    (void)state;
+    struct fake f;
+    struct scheduler *s = start(&f, 10000);
+    struct asked first, small, long_one, later;
+    struct err e;
+    const uint32_t one[] = {8}, longest[] = {LONGEST};
+    hold(&f, true);
+    assert_int_equal(ask(s, &first, 1, 1, one, &e), 0);
+    wait_entered(&f);
+    assert_int_equal(ask(s, &small, 10, 1, one, &e), 0);
+    assert_int_equal(ask(s, &long_one, 20, 1, longest, &e), 0);
+    assert_int_equal(ask(s, &later, 30, 1, one, &e), 0);
+    hold(&f, false);
+    wait_called(&first);
+    wait_called(&small);
+    wait_called(&later);
+    wait_called(&long_one);
+    assert_true(small.right && long_one.right && later.right);
+    scheduler_free(s);
+    assert_int_equal(f.n_batches, 3); /* the first; the small one and the later; the long one */
+    assert_int_equal(f.first_texts[1], 2);
+    assert_int_equal(f.first_texts[2], 1);
 }
 
 static void stop_cancels_what_waits(void **state)
@@ -327,7 +356,7 @@ static void *client_main(void *arg)
         struct err e;
         uint32_t lengths[16], n = 1 + (uint32_t)rng_below(&rng, 16);
         for (uint32_t t = 0; t < n; t++)
-            lengths[t] = 1 + (uint32_t)rng_below(&rng, BATCH_TOKENS);
+            lengths[t] = 1 + (uint32_t)rng_below(&rng, LONGEST);
         int rc = ask(c->s, &a, (int32_t)rng_below(&rng, 1000), n, lengths, &e);
         while (!rc && atomic_load(&a.calls) == 0)
             clock_sleep_us(20);
@@ -364,6 +393,7 @@ int main(void)
         cmocka_unit_test(small_requests_overtake),
         cmocka_unit_test(bounded_queue),
         cmocka_unit_test(failure_is_contained),
+        cmocka_unit_test(a_long_one_goes_alone),
         cmocka_unit_test(stop_cancels_what_waits),
         cmocka_unit_test(out_of_memory_is_an_answer),
         cmocka_unit_test(many_clients),
