@@ -31,6 +31,13 @@ WARN := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-protot
 OPT_release := -O3
 OPT_asan := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 OPT_tsan := -O1 -fno-omit-frame-pointer -fsanitize=thread
+# Kernels under a sanitizer, or a text takes seconds: addresses are checked in all of them, undefined
+# behaviour in the scalar ones (the sources are the same); the engine's are left out of the race
+# detector, which sees what hands them their memory.
+KERNEL_OPT = $(KERNEL_OPT_$(VARIANT)_$(if $(filter scalar,$(1)),scalar,vector)) $(if $(filter engine/%,$(2)),$(KERNEL_OPT_$(VARIANT)_engine))
+KERNEL_OPT_asan_scalar := -O2
+KERNEL_OPT_asan_vector := -O2 -fno-sanitize=undefined
+KERNEL_OPT_tsan_engine := -O3 -fno-sanitize=thread
 CFLAGS := $(CSTD) -g $(OPT_$(VARIANT)) $(WARN) -I. -pthread -ffp-contract=off
 LDFLAGS := -pthread $(filter -fsanitize%,$(OPT_$(VARIANT)))
 
@@ -196,7 +203,7 @@ define KERNEL_RULE
 $(OBJ)/%_kernels.$(1).o: %_kernels.c
 	$$(call say,CC $(1),$$<)
 	$(Q)mkdir -p $$(@D)
-	$(Q)$(CC) $(CFLAGS) $(ISA_$(1)) -ffp-contract=fast -DKITH_ISA=$(1) -DKITH_ISA_$(1)=1 -MMD -MP -c $$< -o $$@
+	$(Q)$(CC) $(CFLAGS) $(ISA_$(1)) $$(call KERNEL_OPT,$(1),$$<) -ffp-contract=fast -DKITH_ISA=$(1) -DKITH_ISA_$(1)=1 -MMD -MP -c $$< -o $$@
 endef
 $(foreach i,$(ISAS),$(eval $(call KERNEL_RULE,$(i))))
 
