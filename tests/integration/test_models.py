@@ -137,7 +137,7 @@ def test_scores_are_those_of_transformers(name, kind, convert):
         scores = np.array([score for _, score in rows])
         assert got.shape == scores.shape
         # The scores of a model spread over some units; near zero their digits say little.
-        allowed = {"f32": 1e-3, "f16": 1e-2, "q8_0": 0.25}[kind] * np.maximum(1, np.abs(scores))
+        allowed = {"f32": 1e-3, "f16": 3e-2, "q8_0": 0.25}[kind] * np.maximum(1, np.abs(scores))
         assert (np.abs(got - scores) <= allowed).all(), (query, got, scores)
 
 
