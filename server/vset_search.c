@@ -529,8 +529,9 @@ static int attempt(struct search *s, struct vset_answer *a, struct err *e)
     } while (rc == 0 && vset_replacements(s->set) != s->seen);
     search_filter_end(s);
     /* As many as there were at the beginning were kept, and more were asked for: what came
-     * meanwhile may have pushed out what was there all the time. */
-    if (rc == 0 && asked > need && a->n + (uint64_t)q->offset >= need &&
+     * meanwhile may have pushed out what was there all the time, even if it is gone again. (All
+     * within a radius are kept without a bound.) */
+    if (rc == 0 && asked > need && (q->count || a->n + (uint64_t)q->offset >= need) &&
         vset_changes(s->set) != s->changes)
         return KITH_EBUSY;
     return rc;

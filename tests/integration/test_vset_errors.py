@@ -162,7 +162,7 @@ VMADD = [
 
 VCREATE = [
     (["none", "DIM"], arity("vcreate")),
-    (["none", "M", 16], "ERR VCREATE takes DIM, or the engine's MODEL"),
+    (["none", "M", 16], "ERR VCREATE takes DIM, or a MODEL"),
     (["none", "DIM", 0], "ERR invalid DIM"),
     (["none", "DIM", 1 << 30], "ERR invalid DIM"),
     (["none", "DIM", "x"], "ERR invalid DIM"),
@@ -175,7 +175,7 @@ VCREATE = [
     (["none", "DIM", 3, "EF", 0], "ERR invalid EF"),
     (["none", "DIM", 3, "INDEX", "FLAT", "M", 16], "ERR M and EF belong to INDEX HNSW"),
     (["none", "DIM", 3, "BAD", 3], "ERR invalid VCREATE option 'BAD'"),
-    (["none", "MODEL", "m"], "ENGINE no embedding model is loaded"),
+    (["none", "MODEL", "m"], "ERR invalid MODEL: no model 'm' is registered (there is: none)"),
     (["v", "DIM", 3], "ERR the key exists already: a set made by VADD, DIM 3 METRIC COSINE"),
     (["declared", "DIM", 3], "ERR the key exists already: a set made by VCREATE, DIM 3"),
     (["declared", "DIM", 4, "QUANT", "F32", "M", 8], "ERR the key exists already"),

@@ -651,11 +651,13 @@ class Oracle:
                 o[w.decode().lower()] = n
                 links |= w != b"DIM"
             elif w == b"MODEL":
-                raise Refused("ENGINE no embedding model is loaded")
+                o["model"] = True
             else:
                 raise Refused("ERR invalid VCREATE option")
         if o["kind"] == "FLAT" and links:
             raise Refused("ERR M and EF belong to INDEX HNSW")
+        if o.pop("model", False):
+            raise Refused("ERR invalid MODEL: ")
         if o["dim"] == 0:
             raise Refused("ERR VCREATE takes DIM")
         s = self.find(argv[1])
