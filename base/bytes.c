@@ -12,6 +12,31 @@ struct slice slice_of(const char *s)
     return (struct slice){.p = s, .n = strlen(s)};
 }
 
+bool slice_cut(struct slice *rest, char end, struct slice *part)
+{
+    if (rest->n == 0)
+        return false;
+    const char *at = memchr(rest->p, end, rest->n);
+    part->p = rest->p;
+    part->n = at ? (size_t)(at - rest->p) : rest->n;
+    size_t used = part->n + (at ? 1 : 0);
+    rest->p += used;
+    rest->n -= used;
+    return true;
+}
+
+bool slice_count(struct slice s, uint64_t *v)
+{
+    uint64_t n = 0;
+    for (size_t i = 0; i < s.n; i++) {
+        if (s.p[i] < '0' || s.p[i] > '9' || __builtin_mul_overflow(n, 10, &n) ||
+            __builtin_add_overflow(n, (uint64_t)(s.p[i] - '0'), &n))
+            return false;
+    }
+    *v = n;
+    return s.n > 0;
+}
+
 bool slice_is(struct slice s, const char *word)
 {
     for (size_t i = 0; i < s.n; i++) {

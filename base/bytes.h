@@ -67,6 +67,12 @@ static inline bool slice_equal(struct slice a, struct slice b)
 bool slice_is(struct slice s, const char *word);
 struct slice slice_of(const char *s);
 
+/* Takes what stands before the next `end` off the front of *rest, and the `end`; without one,
+ * all there is. False when nothing is left. */
+bool slice_cut(struct slice *rest, char end, struct slice *part);
+/* Decimal digits and nothing else, of a number that fits; else false, and *v is anything. */
+bool slice_count(struct slice s, uint64_t *v);
+
 /* How many of its bytes a message quotes, for "%.*s": someone else chose its length. */
 static inline int slice_shown(struct slice s)
 {

@@ -19,8 +19,7 @@ struct embed {
     int first, n; /* n 0: nothing to embed */
     int bad;      /* the argument after FORMAT that is none, or 0 */
     int dim;      /* the argument after DIM, or 0 */
-    bool fp32, truncate;
-    enum engine_role role;
+    bool fp32, truncate, query, document;
     struct slice model; /* empty: the default */
 };
 
@@ -38,9 +37,9 @@ static int parse_option(const struct slice *argv, int at, int end, struct embed 
     if (slice_is(word, "TRUNCATE")) {
         o->truncate = true;
     } else if (is_capitals(word, "QUERY")) {
-        o->role = ENGINE_ROLE_QUERY;
+        o->query = true;
     } else if (is_capitals(word, "DOCUMENT")) {
-        o->role = ENGINE_ROLE_DOCUMENT;
+        o->document = true;
     } else if (value && slice_is(word, "FORMAT") &&
                (slice_is(argv[at + 1], "FP32") || slice_is(argv[at + 1], "VALUES"))) {
         o->fp32 = slice_is(argv[at + 1], "FP32");
@@ -100,11 +99,13 @@ static struct embed parse_embed(const struct slice *argv, int argc)
 static void embed_texts(const struct slice *argv, int argc, struct command_texts *out)
 {
     struct embed o = parse_embed(argv, argc);
-    if (o.n > 0)
+    if (o.n > 0 && !(o.query && o.document))
         *out = (struct command_texts){.first = &argv[o.first],
                                       .n = (uint32_t)o.n,
                                       .truncate = o.truncate,
-                                      .role = o.role,
+                                      .role = o.query      ? ENGINE_ROLE_QUERY
+                                              : o.document ? ENGINE_ROLE_DOCUMENT
+                                                           : ENGINE_ROLE_NONE,
                                       .model = o.model};
 }
 
@@ -151,6 +152,11 @@ static enum command_result run_embed(struct client *c)
     }
     if (o.n <= 0) {
         resp_error(c->out, "ERR EMBED takes at least one text after its options");
+        return COMMAND_DONE;
+    }
+    if (o.query && o.document) {
+        resp_error(c->out, "ERR EMBED takes QUERY or DOCUMENT, not both: a text is the one or "
+                           "the other; those words as texts stand after TEXTS");
         return COMMAND_DONE;
     }
     if (!answered(c) || !parse_dim(c, &o, &dim))

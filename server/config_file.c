@@ -126,20 +126,6 @@ void config_quote_word(struct buf *out, struct slice word)
     buf_u8(out, '"');
 }
 
-/* The next line of text, without its end; false when there is none left. */
-static bool next_line(struct slice *text, struct slice *line)
-{
-    if (text->n == 0)
-        return false;
-    const char *end = memchr(text->p, '\n', text->n);
-    line->p = text->p;
-    line->n = end ? (size_t)(end - text->p) : text->n;
-    size_t used = line->n + (end ? 1 : 0);
-    text->p += used;
-    text->n -= used;
-    return true;
-}
-
 /* --- reading --- */
 
 static int load_file(struct config *c, const char *path, int depth, struct err *e);
@@ -168,7 +154,7 @@ static int load_file(struct config *c, const char *path, int depth, struct err *
     buf_init(&store);
     int rc = file_read_whole(path, FILE_MAX_BYTES, &text, e);
     struct slice left = {.p = text.data, .n = text.len}, line;
-    for (int number = 1; rc == 0 && next_line(&left, &line); number++) {
+    for (int number = 1; rc == 0 && slice_cut(&left, '\n', &line); number++) {
         struct slice words[CONFIG_WORDS_MAX];
         buf_clear(&store);
         int n = config_split_line(line, &store, words, e);
@@ -269,10 +255,10 @@ static bool write_models(struct config *c, const struct setting *s, const struct
     setting_print(c, s, &value);
     struct slice left = {.p = value.data, .n = value.len}, line;
     size_t before = out->len;
-    while (next_line(&left, &line)) {
+    while (slice_cut(&left, '\n', &line)) {
         struct slice have = {.p = in_file->data, .n = in_file->len}, one;
         bool found = false;
-        while (!found && next_line(&have, &one))
+        while (!found && slice_cut(&have, '\n', &one))
             found = slice_equal(one, line);
         if (!found)
             buf_printf(out, "%s %.*s\n", s->name, (int)line.n, line.p);
@@ -378,7 +364,7 @@ int config_rewrite(struct config *c, struct err *e)
         struct slice left = {.p = text.data, .n = text.len}, line;
         bool marked = false;
         config_lock(c);
-        while (next_line(&left, &line)) {
+        while (slice_cut(&left, '\n', &line)) {
             marked |= line.n == strlen(mark) && memcmp(line.p, mark, line.n) == 0;
             rewrite_line(c, line, &store, written, &models, &out);
         }

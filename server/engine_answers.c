@@ -24,17 +24,6 @@ void link_set_end(struct engine_link *l, const char *format, ...)
     va_end(ap);
 }
 
-static bool word_number(struct slice s, uint64_t *v)
-{
-    char copy[24], *end;
-    if (s.n == 0 || s.n >= sizeof copy || s.p[0] < '0' || s.p[0] > '9')
-        return false;
-    memcpy(copy, s.p, s.n);
-    copy[s.n] = '\0';
-    *v = strtoull(copy, &end, 10);
-    return *end == '\0';
-}
-
 static bool on_ready(struct engine_link *l, const struct slice *words, int n)
 {
     struct engine_model m;
@@ -80,9 +69,9 @@ static bool on_vectors(struct engine_link *l, const struct slice *words, int n)
 {
     bool scores = slice_is(words[0], "SCORES");
     uint64_t id, n_texts, dim = 1, tokens;
-    if (n != (scores ? 5 : 6) || !word_number(words[1], &id) ||
-        !word_number(words[2], &n_texts) || (!scores && !word_number(words[3], &dim)) ||
-        !word_number(words[n - 2], &tokens))
+    if (n != (scores ? 5 : 6) || !slice_count(words[1], &id) ||
+        !slice_count(words[2], &n_texts) || (!scores && !slice_count(words[3], &dim)) ||
+        !slice_count(words[n - 2], &tokens))
         return false;
     struct slice blob = words[n - 1];
     pthread_mutex_lock(&l->lock);
@@ -121,7 +110,7 @@ static bool on_vectors(struct engine_link *l, const struct slice *words, int n)
 static bool on_error(struct engine_link *l, const struct slice *words, int n)
 {
     uint64_t id;
-    if (n != 4 || !word_number(words[1], &id))
+    if (n != 4 || !slice_count(words[1], &id))
         return false;
     int code = KITH_EIO;
     const char *prefix = "ENGINE";
@@ -153,7 +142,7 @@ static bool on_pong(struct engine_link *l, const struct slice *words, int n)
     if (n < 6)
         return false;
     for (int i = 0; i < 4; i++)
-        if (!word_number(words[i + 2], &v[i]))
+        if (!slice_count(words[i + 2], &v[i]))
             return false;
     l->unanswered_us = 0;
     pthread_mutex_lock(&l->lock);

@@ -30,37 +30,12 @@ static const struct text_key {
 };
 enum { N_TEXT_KEYS = sizeof text_keys / sizeof *text_keys };
 
-static bool read_number(struct slice s, uint64_t *v)
-{
-    char copy[24], *end;
-    if (s.n == 0 || s.n >= sizeof copy || s.p[0] < '0' || s.p[0] > '9')
-        return false;
-    memcpy(copy, s.p, s.n);
-    copy[s.n] = '\0';
-    *v = strtoull(copy, &end, 10);
-    return *end == '\0';
-}
-
-/* The next part of a list, without the comma after it; false when there is none left. */
-static bool next_part(struct slice *list, struct slice *part)
-{
-    if (list->n == 0)
-        return false;
-    const char *comma = memchr(list->p, ',', list->n);
-    part->p = list->p;
-    part->n = comma ? (size_t)(comma - list->p) : list->n;
-    size_t used = part->n + (comma ? 1 : 0);
-    list->p += used;
-    list->n -= used;
-    return true;
-}
-
 /* A task that this server does not know is one it will not ask for. */
 static unsigned read_tasks(struct slice list)
 {
     unsigned tasks = 0;
     struct slice part;
-    while (next_part(&list, &part)) {
+    while (slice_cut(&list, ',', &part)) {
         if (slice_is(part, "embed"))
             tasks |= ENGINE_EMBED;
         else if (slice_is(part, "rerank"))
@@ -81,7 +56,7 @@ static void read_pair(struct engine_model *m, struct slice key, struct slice val
         }
     if (slice_is(key, "tasks"))
         m->tasks = read_tasks(value);
-    else if (!read_number(value, &number))
+    else if (!slice_count(value, &number))
         return;
     else if (slice_is(key, "bytes"))
         m->bytes = number;
@@ -137,14 +112,14 @@ bool engine_model_allows_dim(const struct engine_model *m, uint32_t n)
         return n > 0;
     if (n == 0 || n > m->dim)
         return false;
-    while (next_part(&list, &part)) {
+    while (slice_cut(&list, ',', &part)) {
         const char *dash = memchr(part.p, '-', part.n);
         struct slice low = {.p = part.p, .n = dash ? (size_t)(dash - part.p) : part.n};
         struct slice high = low;
         if (dash)
             high = (struct slice){.p = dash + 1, .n = part.n - low.n - 1};
         uint64_t from, to;
-        if (read_number(low, &from) && read_number(high, &to) && n >= from && n <= to)
+        if (slice_count(low, &from) && slice_count(high, &to) && n >= from && n <= to)
             return true;
     }
     return false;

@@ -105,3 +105,17 @@ int engine_process_reap(struct engine_process *p, int64_t wait_ms, char *text, s
         clock_sleep_us(REAP_STEP_US);
     }
 }
+
+uint64_t process_resident_bytes(int pid)
+{
+    char path[32];
+    unsigned long pages_total, pages = 0;
+    snprintf(path, sizeof path, "/proc/%d/statm", pid);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return 0;
+    if (fscanf(f, "%lu %lu", &pages_total, &pages) != 2)
+        pages = 0;
+    fclose(f);
+    return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}

@@ -12,6 +12,9 @@ struct engine_process {
     int fd;  /* our end, non-blocking, close-on-exec; -1: none */
 };
 
+/* What a process has in memory; 0 where it cannot be asked. */
+uint64_t process_resident_bytes(int pid);
+
 /* argv ends with NULL; argv[0] is the program's path. All signals are at their default in the
  * child, and it has a process group of its own, so that Ctrl-C at a terminal reaches the server
  * only, which then stops the engine in order. */

@@ -12,6 +12,7 @@
 #include "index/index.h"
 #include "server/commands_shared.h"
 #include "server/config.h"
+#include "server/engine_process.h"
 #include "server/models.h"
 #include "server/net.h"
 #include "server/recall.h"
@@ -74,21 +75,10 @@ static void info_clients(struct info *i)
                i->net.blocked_clients);
 }
 
-static uint64_t resident_bytes(void)
-{
-    unsigned long pages_total, pages = 0;
-    FILE *f = fopen("/proc/self/statm", "re");
-    if (!f)
-        return 0;
-    if (fscanf(f, "%lu %lu", &pages_total, &pages) != 2)
-        pages = 0;
-    fclose(f);
-    return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
 static void info_memory(struct info *i)
 {
-    uint64_t used = shard_used_memory(i->server->shard), resident = resident_bytes();
+    uint64_t used = shard_used_memory(i->server->shard),
+             resident = process_resident_bytes(getpid());
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     uint64_t peak = (uint64_t)usage.ru_maxrss * 1024; /* pages; the allocator may hold more */

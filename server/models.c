@@ -45,6 +45,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "server/client.h"
+#include "server/engine_process.h"
 #include "server/models_parts.h"
 
 enum { NAMES_SHOWN = 200 };
@@ -142,20 +143,11 @@ int model_register(struct models *m, const struct model_spec *spec, struct model
 
 uint64_t model_bytes(struct model *d, const struct engine_stats *stats)
 {
-    char path[32];
-    unsigned long pages_total, pages = 0;
     if (stats->pid <= 0)
         return 0;
     if (stats->state == ENGINE_READY && d->known.bytes > 0)
         return d->known.bytes;
-    snprintf(path, sizeof path, "/proc/%d/statm", stats->pid);
-    FILE *f = fopen(path, "re");
-    if (!f)
-        return 0;
-    if (fscanf(f, "%lu %lu", &pages_total, &pages) != 2)
-        pages = 0;
-    fclose(f);
-    return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+    return process_resident_bytes(stats->pid);
 }
 
 uint64_t model_file_bytes(const struct model_spec *spec)

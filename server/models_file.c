@@ -132,19 +132,6 @@ static const struct pass {
               {"default", read_default}};
 enum { N_PASSES = sizeof passes / sizeof *passes, PASS_UNLOAD = 0, PASS_MODEL = 1 };
 
-static bool next_line(struct slice *text, struct slice *line)
-{
-    if (text->n == 0)
-        return false;
-    const char *end = memchr(text->p, '\n', text->n);
-    line->p = text->p;
-    line->n = end ? (size_t)(end - text->p) : text->n;
-    size_t used = line->n + (end ? 1 : 0);
-    text->p += used;
-    text->n -= used;
-    return true;
-}
-
 static int check_word(struct slice word, struct err *e)
 {
     for (int i = 0; i < N_PASSES; i++)
@@ -162,7 +149,7 @@ static int read_pass(struct models *m, const struct buf *text, const struct pass
     buf_init(&store);
     struct slice left = {.p = text->data, .n = text->len}, line;
     int rc = 0;
-    for (int number = 1; rc == 0 && next_line(&left, &line); number++) {
+    for (int number = 1; rc == 0 && slice_cut(&left, '\n', &line); number++) {
         struct slice words[CONFIG_WORDS_MAX];
         buf_clear(&store);
         int n = config_split_line(line, &store, words, e);
@@ -183,7 +170,7 @@ static bool file_has_model(const struct buf *text, const char *name)
     buf_init(&store);
     struct slice left = {.p = text->data, .n = text->len}, line;
     bool found = false;
-    while (!found && next_line(&left, &line)) {
+    while (!found && slice_cut(&left, '\n', &line)) {
         struct slice words[CONFIG_WORDS_MAX];
         buf_clear(&store);
         int n = config_split_line(line, &store, words, NULL);

@@ -125,16 +125,25 @@ static uint32_t pattern_of(const json_t *config, bool last, uint32_t otherwise)
 
 /* --- the families --- */
 
-static int read_bert_sizes(struct hf_model *m, const json_t *config, struct err *e)
+/* What all families but nomic-embed-text call by the same names. */
+static int read_sizes(struct hf_model *m, const json_t *config, struct err *e)
 {
     int rc;
-    if ((rc = hf_need_text(config, "hidden_act", "gelu", e)) ||
-        (rc = hf_need_count(config, "num_hidden_layers", NULL, &m->n_layers, e)) ||
+    if ((rc = hf_need_count(config, "num_hidden_layers", NULL, &m->n_layers, e)) ||
         (rc = hf_need_count(config, "hidden_size", NULL, &m->n_embd, e)) ||
         (rc = hf_need_count(config, "num_attention_heads", NULL, &m->n_heads, e)) ||
         (rc = hf_need_count(config, "intermediate_size", NULL, &m->n_ff, e)) ||
         (rc = hf_need_count(config, "max_position_embeddings", NULL, &m->n_ctx, e)) ||
-        (rc = hf_need_count(config, "vocab_size", NULL, &m->n_vocab, e)) ||
+        (rc = hf_need_count(config, "vocab_size", NULL, &m->n_vocab, e)))
+        return rc;
+    return 0;
+}
+
+static int read_bert_sizes(struct hf_model *m, const json_t *config, struct err *e)
+{
+    int rc;
+    if ((rc = hf_need_text(config, "hidden_act", "gelu", e)) ||
+        (rc = read_sizes(m, config, e)) ||
         (rc = hf_need_count(config, "type_vocab_size", NULL, &m->n_types, e)) ||
         (rc = read_eps(m, config, "layer_norm_eps", 1e-12, e)))
         return rc;
@@ -243,12 +252,7 @@ static int read_modern(struct hf_model *m, const json_t *config, struct err *e)
     float local_factor;
     if (rc || (rc = hf_need_text(config, "hidden_activation", "gelu", e)) ||
         (rc = hf_need_text(config, "position_embedding_type", "absolute", e)) ||
-        (rc = hf_need_count(config, "num_hidden_layers", NULL, &m->n_layers, e)) ||
-        (rc = hf_need_count(config, "hidden_size", NULL, &m->n_embd, e)) ||
-        (rc = hf_need_count(config, "num_attention_heads", NULL, &m->n_heads, e)) ||
-        (rc = hf_need_count(config, "intermediate_size", NULL, &m->n_ff, e)) ||
-        (rc = hf_need_count(config, "max_position_embeddings", NULL, &m->n_ctx, e)) ||
-        (rc = hf_need_count(config, "vocab_size", NULL, &m->n_vocab, e)) ||
+        (rc = read_sizes(m, config, e)) ||
         (rc = hf_need_count(config, "local_attention", NULL, &m->window, e)) ||
         (rc = hf_want_count(config, "global_attn_every_n_layers", pattern_of(config, false, 3),
                             &m->window_pattern, e)) ||

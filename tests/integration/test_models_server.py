@@ -817,6 +817,7 @@ def test_roles(fakes):
         assert close(floats(w.cmd("EMBED", "t", "QUERY", "FORMAT", "FP32")[0]), vector_of(b"t", "q", h, 8))
         assert len(w.cmd("EMBED", "query", "document")) == 2, "words are texts"
         assert len(w.cmd("EMBED", "QUERY")) == 1 and len(w.cmd("EMBED", "TEXTS", "QUERY", "MODEL", "x")) == 3
+        error(w.cmd("EMBED", "QUERY", "DOCUMENT", "TEXTS", "t"), "ERR EMBED takes QUERY or DOCUMENT, not both")
         w.cmd("VADD", "v", "TEXT", "t", "e", "NOQUANT")
         assert close([float(x) for x in w.cmd("VEMB", "v", "e")], vector_of(b"t", "d", h, 8), 1e-5)
         w.cmd("VMADD", "v", "NOQUANT", "TEXT", 1, "f", "t")

@@ -52,6 +52,29 @@ static void test_reader_stops_at_the_end(void **state)
     assert_true(overlong.failed);
 }
 
+static void test_slice_parts(void **state)
+{
+    (void)state;
+    struct slice rest = slice_of("a,,bc,"), part;
+    static const char *const parts[] = {"a", "", "bc"};
+    for (size_t i = 0; i < 3; i++) {
+        assert_true(slice_cut(&rest, ',', &part));
+        assert_true(slice_equal(part, slice_of(parts[i])));
+    }
+    assert_false(slice_cut(&rest, ',', &part));
+    rest = slice_of("last");
+    assert_true(slice_cut(&rest, ',', &part) && slice_equal(part, slice_of("last")));
+    assert_false(slice_cut(&rest, ',', &part));
+
+    uint64_t v;
+    assert_true(slice_count(slice_of("0"), &v) && v == 0);
+    assert_true(slice_count(slice_of("18446744073709551615"), &v) && v == UINT64_MAX);
+    static const char *const none[] = {
+        "", "-1", "+1", " 1", "1 ", "1x", "18446744073709551616", "99999999999999999999999"};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        assert_false(slice_count(slice_of(none[i]), &v));
+}
+
 static void test_buffer_without_memory(void **state)
 {
     (void)state;
@@ -176,6 +199,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_varint_round_trip),
         cmocka_unit_test(test_reader_stops_at_the_end),
+        cmocka_unit_test(test_slice_parts),
         cmocka_unit_test(test_buffer_without_memory),
         cmocka_unit_test(test_consume_and_clear),
         cmocka_unit_test(test_slices),
