@@ -62,24 +62,6 @@ enum {
     RETRY_MODEL_US = 500000
 };
 
-/* Outlives whoever is told: an answer may come when the thread has ended. */
-struct inbox {
-    pthread_mutex_t lock;
-    pthread_cond_t wake;
-    uint32_t refs;
-    bool stop, news;
-};
-
-struct asked {
-    struct inbox *inbox;
-    bool done, abandoned; /* the inbox's lock */
-    int code;
-    char message[ERR_MESSAGE_MAX];
-    uint32_t n, dim;
-    float *vectors;
-    char hash[33], pooling[16];
-};
-
 TAILQ_HEAD(job_list, reembed_job);
 
 struct reembed {
@@ -87,66 +69,20 @@ struct reembed {
     struct models *models;
     struct job_list jobs; /* the shard's lock, as what follows */
     uint32_t n_running, n_failed;
-    struct inbox *inbox;
+    struct reembed_inbox *inbox;
     pthread_t thread;
     struct reembed_batch batch; /* the thread's */
 };
 
-/* --- the inbox --- */
-
-static struct inbox *inbox_new(void)
-{
-    struct inbox *in = mem_calloc(1, sizeof *in);
-    pthread_condattr_t monotonic;
-    if (!in)
-        return NULL;
-    pthread_mutex_init(&in->lock, NULL);
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&in->wake, &monotonic);
-    pthread_condattr_destroy(&monotonic);
-    in->refs = 1;
-    return in;
-}
-
-/* With its lock; gives the lock back. */
-static void inbox_unref(struct inbox *in)
-{
-    bool last = --in->refs == 0;
-    pthread_mutex_unlock(&in->lock);
-    if (!last)
-        return;
-    pthread_cond_destroy(&in->wake);
-    pthread_mutex_destroy(&in->lock);
-    mem_free(in);
-}
-
-static void inbox_tell(struct inbox *in, bool stop)
-{
-    pthread_mutex_lock(&in->lock);
-    in->news = true;
-    in->stop |= stop;
-    pthread_cond_signal(&in->wake);
-    pthread_mutex_unlock(&in->lock);
-}
-
-/* Until a time (INT64_MAX: for ever) or the next news. With the lock. */
-static void inbox_wait(struct inbox *in, int64_t until_us)
-{
-    struct timespec at = {.tv_sec = until_us / 1000000, .tv_nsec = until_us % 1000000 * 1000};
-    if (until_us == INT64_MAX)
-        pthread_cond_wait(&in->wake, &in->lock);
-    else
-        pthread_cond_timedwait(&in->wake, &in->lock, &at);
-}
+/* --- the thread rests --- */
 
 /* Rests until then or until there is news; false when the thread is to end. */
 static bool rest(struct reembed *r, int64_t until_us)
 {
-    struct inbox *in = r->inbox;
+    struct reembed_inbox *in = r->inbox;
     pthread_mutex_lock(&in->lock);
     while (!in->stop && !in->news && clock_mono_us() < until_us)
-        inbox_wait(in, until_us);
+        reembed_inbox_wait(in, until_us);
     in->news = false;
     bool goes_on = !in->stop;
     pthread_mutex_unlock(&in->lock);
@@ -218,7 +154,7 @@ static void end_job(struct reembed *r, struct reembed_job *job)
     job->over = true;
     job->failed = false;
     let_writers_go(r, job);
-    inbox_tell(r->inbox, false);
+    reembed_inbox_tell(r->inbox, false);
 }
 
 static void forget_oldest_failed(struct reembed *r)
@@ -303,7 +239,7 @@ int reembed_start(struct reembed *r, struct key *k, const struct engine_model *m
     log_notice("re-embedding of key '%.*s' of database %u begins: %u elements, model %s (%s)",
                slice_shown(job->key), job->key.p, job->db, vset_count(k->vset), job->model.name,
                job->model.hash);
-    inbox_tell(r->inbox, false);
+    reembed_inbox_tell(r->inbox, false);
     return 0;
 }
 
@@ -401,104 +337,7 @@ void reembed_note(struct reembed *r, const struct effect *f)
     }
 }
 
-/* --- the model --- */
-
-enum whereabouts { MODEL_HERE, MODEL_UNKNOWN, MODEL_GONE };
-
-struct finding {
-    struct models *models;
-    bool unknown; /* one of which nothing is known yet may be it */
-};
-
-static void look_at_model(void *arg, const struct model_view *v)
-{
-    struct finding *x = arg;
-    struct engine_model ignored;
-    struct err e = {0};
-    if (!v->model.hash[0] && models_ready(x->models, slice_of(v->spec.name), &ignored, &e) >= 0)
-        x->unknown = true;
-    else if (!v->model.hash[0] && e.code != KITH_ENOTFOUND && e.code != KITH_ELIMIT)
-        x->unknown = true; /* it is down, or slow to load */
-}
-
-/* Models are told apart by what they are, so a model that was loaded anew under another name
- * is found, and another file under the old name is not taken for it. */
-static enum whereabouts find_model(struct reembed *r, const struct reembed_job *job)
-{
-    struct engine_model known;
-    struct models_request ask = {
-        .task = ENGINE_EMBED, .hash = job->model.hash, .pooling = job->model.pooling};
-    if (models_known(r->models, &ask, &known) && strcmp(known.hash, job->model.hash) == 0 &&
-        strcmp(known.pooling, job->model.pooling) == 0)
-        return MODEL_HERE;
-    struct finding x = {.models = r->models};
-    models_each(r->models, look_at_model, &x);
-    return x.unknown ? MODEL_UNKNOWN : MODEL_GONE;
-}
-
-/* --- asking --- */
-
-static void asked_free(struct asked *a)
-{
-    mem_free(a->vectors);
-    mem_free(a);
-}
-
-/* On a link's thread, or on ours. */
-static void on_answer(void *arg, const struct engine_answer *answer)
-{
-    struct asked *a = arg;
-    struct inbox *in = a->inbox;
-    a->code = answer->code;
-    snprintf(a->message, sizeof a->message, "%s", answer->message ? answer->message : "");
-    if (answer->code == 0) {
-        size_t n = (size_t)answer->n * answer->dim;
-        a->n = answer->n;
-        a->dim = answer->dim;
-        memcpy(a->hash, answer->model->hash, sizeof a->hash);
-        memcpy(a->pooling, answer->model->pooling, sizeof a->pooling);
-        a->vectors = mem_alloc_n(n, sizeof *a->vectors);
-        if (a->vectors)
-            memcpy(a->vectors, answer->vectors, n * sizeof *a->vectors);
-        else
-            a->code = KITH_ENOMEM;
-    }
-    pthread_mutex_lock(&in->lock);
-    bool abandoned = a->abandoned;
-    a->done = true;
-    pthread_cond_signal(&in->wake);
-    if (abandoned)
-        asked_free(a);
-    inbox_unref(in);
-}
-
-/* Sends the batch's texts; NULL when out of memory. */
-static struct asked *ask(struct reembed *r, const struct reembed_job *job)
-{
-    const struct reembed_batch *b = &r->batch;
-    struct slice texts[REEMBED_TEXTS];
-    struct asked *a = mem_calloc(1, sizeof *a);
-    if (!a)
-        return NULL;
-    for (uint32_t i = 0; i < b->n; i++)
-        if (b->entries[i].text >= 0)
-            texts[b->entries[i].text] = reembed_entry_text(b, i);
-    a->inbox = r->inbox;
-    pthread_mutex_lock(&r->inbox->lock);
-    r->inbox->refs++;
-    pthread_mutex_unlock(&r->inbox->lock);
-    struct models_request request = {.task = ENGINE_EMBED,
-                                     .hash = job->model.hash,
-                                     .pooling = job->model.pooling,
-                                     .texts = texts,
-                                     .n = b->n_texts,
-                                     .truncate = job->truncate,
-                                     .role = ENGINE_ROLE_DOCUMENT,
-                                     .done = on_answer,
-                                     .arg = a};
-    models_ask(r->models, &request);
-    return a;
-}
+/* --- waiting --- */
 
 static void end_hold(struct reembed *r, struct reembed_job *job)
 {
@@ -518,16 +357,16 @@ static bool is_over(struct reembed *r, const struct reembed_job *job)
 
 /* False: the job or the thread is to end, and the answer is nobody's. Writers that wait for it
  * are let go when their time is over. */
-static bool wait_for(struct reembed *r, struct reembed_job *job, struct asked *a,
+static bool wait_for(struct reembed *r, struct reembed_job *job, struct reembed_asked *a,
                      int64_t hold_until_us)
 {
-    struct inbox *in = r->inbox;
+    struct reembed_inbox *in = r->inbox;
     bool over = false;
     pthread_mutex_lock(&in->lock);
     while (!a->done && !in->stop && !over) {
         bool too_long = clock_mono_us() >= hold_until_us;
         if (!too_long && !in->news) {
-            inbox_wait(in, hold_until_us);
+            reembed_inbox_wait(in, hold_until_us);
             continue;
         }
         in->news = false;
@@ -615,7 +454,7 @@ static bool take(struct reembed *r, struct reembed_job *job, int64_t *hold_until
 }
 
 /* The last stay, again until there is room for it. */
-static void put(struct reembed *r, struct reembed_job *job, const struct asked *a)
+static void put(struct reembed *r, struct reembed_job *job, const struct reembed_asked *a)
 {
     struct shard *s = r->shard;
     int rc;
@@ -658,7 +497,7 @@ static void name_element(const struct reembed_batch *b, const char *message, cha
 }
 
 /* Whether the answer can be stored; else what it means for the job. */
-static bool judge(struct reembed *r, struct reembed_job *job, const struct asked *a)
+static bool judge(struct reembed *r, struct reembed_job *job, const struct reembed_asked *a)
 {
     char why[ERR_MESSAGE_MAX];
     bool same = strcmp(a->hash, job->model.hash) == 0 &&
@@ -685,15 +524,15 @@ static bool judge(struct reembed *r, struct reembed_job *job, const struct asked
 /* Whether the job's model can be asked now; else the batch is taken again, or the job ends. */
 static bool model_here(struct reembed *r, struct reembed_job *job)
 {
-    enum whereabouts where = find_model(r, job);
+    enum reembed_model where = reembed_find_model(r->models, job);
     char why[ERR_MESSAGE_MAX];
-    if (where == MODEL_HERE)
+    if (where == REEMBED_MODEL_HERE)
         return true;
     snprintf(why, sizeof why, "model '%s' (%s, pooling %s) is not %s", job->model.name,
              job->model.hash, job->model.pooling,
-             where == MODEL_GONE ? "registered any more" : "loaded yet");
+             where == REEMBED_MODEL_GONE ? "registered any more" : "loaded yet");
     shard_lock(r->shard);
-    if (is_running(job) && where == MODEL_GONE) {
+    if (is_running(job) && where == REEMBED_MODEL_GONE) {
         fail_job(r, job, why);
     } else if (is_running(job)) {
         reembed_put_back(job, &r->batch);
@@ -715,7 +554,7 @@ static void step(struct reembed *r, struct reembed_job *job)
     }
     if (!model_here(r, job))
         return;
-    struct asked *a = ask(r, job);
+    struct reembed_asked *a = reembed_ask(r->models, r->inbox, job, &r->batch);
     if (!a) {
         shard_lock(r->shard);
         if (is_running(job))
@@ -727,7 +566,7 @@ static void step(struct reembed *r, struct reembed_job *job)
         return;
     if (judge(r, job, a))
         put(r, job, a);
-    asked_free(a);
+    reembed_asked_free(a);
 }
 
 /* The next job that has something to do, in turn; NULL, and when to look again, when none has.
@@ -830,7 +669,7 @@ static void free_all(struct reembed *r)
         job_free(job);
     }
     pthread_mutex_lock(&r->inbox->lock);
-    inbox_unref(r->inbox);
+    reembed_inbox_unref(r->inbox);
     buf_deinit(&r->batch.bytes);
     mem_free(r);
 }
@@ -838,7 +677,7 @@ static void free_all(struct reembed *r)
 int reembed_open(struct reembed **out, struct shard *s, struct models *m, struct err *e)
 {
     struct reembed *r = mem_calloc(1, sizeof *r);
-    if (!r || !(r->inbox = inbox_new())) {
+    if (!r || !(r->inbox = reembed_inbox_new())) {
         mem_free(r);
         return err_set(e, KITH_ENOMEM, "out of memory");
     }
@@ -871,7 +710,7 @@ void reembed_close(struct reembed *r)
 {
     if (!r)
         return;
-    inbox_tell(r->inbox, true);
+    reembed_inbox_tell(r->inbox, true);
     pthread_join(r->thread, NULL);
     shard_lock(r->shard);
     r->shard->reembed = NULL;

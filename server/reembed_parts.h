@@ -1,11 +1,13 @@
 #pragma once
-/* The inside of re-embedding, shared by reembed.c (jobs and their thread) and reembed_batch.c
- * (what is taken and stored in one stay in the shard). No other file includes it. */
+/* The inside of re-embedding, shared by reembed.c (jobs and their thread), reembed_batch.c
+ * (what is taken and stored in one stay in the shard) and reembed_ask.c (the model). No other
+ * file includes it. */
 
 #include <pthread.h>
 #include <sys/queue.h>
 
 #include "base/bytes.h"
+#include "server/models.h"
 #include "server/reembed.h"
 #include "server/reembed_names.h"
 #include "server/vset.h"
@@ -83,3 +85,41 @@ int reembed_put(struct shard *s, struct reembed_job *job, const struct reembed_b
 int reembed_switch(struct shard *s, struct reembed_job *job, struct err *e);
 /* The successor is deleted. KITH_EBUSY as above. */
 int reembed_drop(struct shard *s, const struct reembed_job *job, struct err *e);
+
+/* --- reembed_ask.c --- */
+
+/* Outlives whoever is told: an answer may come when the thread has ended. */
+struct reembed_inbox {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    uint32_t refs;
+    bool stop, news;
+};
+
+struct reembed_asked {
+    struct reembed_inbox *inbox;
+    bool done, abandoned; /* the inbox's lock */
+    int code;
+    char message[ERR_MESSAGE_MAX];
+    uint32_t n, dim;
+    float *vectors;
+    char hash[33], pooling[16];
+};
+
+/* NULL: out of memory. */
+struct reembed_inbox *reembed_inbox_new(void);
+/* With its lock; gives the lock back. */
+void reembed_inbox_unref(struct reembed_inbox *in);
+void reembed_inbox_tell(struct reembed_inbox *in, bool stop);
+/* Until a time (INT64_MAX: for ever) or the next news. With the lock. */
+void reembed_inbox_wait(struct reembed_inbox *in, int64_t until_us);
+
+enum reembed_model { REEMBED_MODEL_HERE, REEMBED_MODEL_UNKNOWN, REEMBED_MODEL_GONE };
+
+/* Models are told apart by what they are, so a model that was loaded anew under another name
+ * is found, and another file under the old name is not taken for it. */
+enum reembed_model reembed_find_model(struct models *models, const struct reembed_job *job);
+/* Sends the batch's texts; NULL when out of memory. */
+struct reembed_asked *reembed_ask(struct models *models, struct reembed_inbox *inbox,
+                                  const struct reembed_job *job, const struct reembed_batch *b);
+void reembed_asked_free(struct reembed_asked *a);
