@@ -15,28 +15,46 @@ passed=0 failed=0 skipped=0
 
 say() { printf '%s\n' "$*"; }
 
+failures="" # what failed, a line each, said again at the end
+
 say "==> unit tests ($variant)"
+run_unit() { # TEST LOG: the log, the exit status in LOG.code, the seconds in LOG.time
+    local start
+    start=$(date +%s%N)
+    timeout 600 "$1" >"$2" 2>&1
+    echo $? >"$2.code"
+    awk "BEGIN { printf \"%.1f\", ($(date +%s%N) - $start) / 1e9 }" >"$2.time"
+}
+export -f run_unit
+# As many at a time as there are processors: they share nothing, and none of them looks at a clock.
+(
+    for t in "$root"/tests/*_test; do
+        [ -x "$t" ] && printf '%s\0%s\0' "$t" "$logs/$(basename "$t").log"
+    done | xargs -0 -r -n 2 -P "$(nproc)" bash -c 'run_unit "$@"' run_unit
+) &
 for t in "$root"/tests/*_test; do
     [ -x "$t" ] || continue
     name=$(basename "$t")
-    start=$(date +%s%N)
-    timeout 600 "$t" >"$logs/$name.log" 2>&1
-    code=$?
-    ok=$(grep -c '^\[       OK \]' "$logs/$name.log")
-    bad=$(grep -c '^\[  FAILED  \] [a-zA-Z_]' "$logs/$name.log")
-    skip=$(grep -c '^\[  SKIPPED \] [a-zA-Z_]' "$logs/$name.log")
+    log=$logs/$name.log
+    until [ -s "$log.time" ]; do sleep 0.1; done
+    code=$(cat "$log.code")
+    ok=$(grep -c '^\[       OK \]' "$log")
+    bad=$(grep -c '^\[  FAILED  \] [a-zA-Z_]' "$log")
+    skip=$(grep -c '^\[  SKIPPED \] [a-zA-Z_]' "$log")
     [ "$code" != 0 ] && [ "$bad" = 0 ] && bad=1
     [ "$bad" -gt 0 ] && bad=$(((bad + 1) / 2))
     [ "$skip" -gt 0 ] && skip=$(((skip + 1) / 2))
     passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
-    printf '  %-28s %3d ok %s %s  %.1f s\n' "$name" "$ok" "$([ "$bad" -gt 0 ] && echo "$bad FAILED")" \
-        "$([ "$skip" -gt 0 ] && echo "$skip skipped")" "$(awk "BEGIN { print ($(date +%s%N) - $start) / 1e9 }")"
+    printf '  %-28s %3d ok %s %s  %s s\n' "$name" "$ok" "$([ "$bad" -gt 0 ] && echo "$bad FAILED")" \
+        "$([ "$skip" -gt 0 ] && echo "$skip skipped")" "$(cat "$log.time")"
     if [ "$code" != 0 ]; then
-        tail -n 40 "$logs/$name.log" | sed 's/^/    /'
+        failures+="unit: $name (exit $code): $(grep -m 1 -E '^\[  FAILED  \]|ERROR|WARNING|error' "$log")"$'\n'
+        tail -n 40 "$log" | sed 's/^/    /'
     elif [ "$skip" -gt 0 ]; then
-        grep -i 'skip' "$logs/$name.log" | grep -v '^\[' | sort -u | sed 's/^/    /'
+        grep -i 'skip' "$log" | grep -v '^\[' | sort -u | sed 's/^/    /'
     fi
 done
+wait
 
 say "==> fuzz corpora ($variant)"
 for r in "$root"/tests/replay_fuzz_*; do
@@ -48,6 +66,7 @@ for r in "$root"/tests/replay_fuzz_*; do
         printf '  %-28s %s\n' "${name#replay_}" "$(tail -n 1 "$logs/$name.log")"
     else
         failed=$((failed + 1))
+        failures+="corpus: $name"$'\n'
         say "  $name FAILED"
         tail -n 30 "$logs/$name.log" | sed 's/^/    /'
     fi
@@ -70,5 +89,9 @@ fi
 [ $code != 0 ] && [ "${f:-0}" = 0 ] && failed=$((failed + 1))
 
 say
+if [ -n "$failures" ]; then
+    say "failed before the integration tests:"
+    printf '%s' "$failures" | sed 's/^/  /'
+fi
 say "kith: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
