@@ -22,8 +22,8 @@
  * multiplications of the f32 product a step.
  *
  * AVX2 has no VPDPBUSD, and VPMADDUBSW saturates at 16 bits: 255 * 127 * 2 does not fit. So the
- * codes become signed (code - 128, within +-127), their sign moves to the weights, and
- * |w| * |code| * 2 <= 128 * 127 * 2 = 32512 fits. The difference of 128 is paid once a tile
+ * codes become signed (code - 128, within +-127), the weights' sign moves to them, and
+ * |w| * |code| * 2 <= 127 * 127 * 2 = 32258 fits. The difference of 128 is paid once a tile
  * through SIDE_SUM.
  *
  * NEON's SDOT is signed on both sides, and its codes become signed in the same way. (USDOT,
@@ -161,12 +161,12 @@ KERNEL_INLINE vi broadcast_codes(const uint8_t *codes)
 {
     int32_t four;
     memcpy(&four, codes, sizeof four);
-    return simde_mm256_xor_si256(vi_set(four), simde_mm256_set1_epi8(-128)); /* code - 128 */
+    return vi_set(four);
 }
-KERNEL_INLINE vi dot_add(vi acc, vi codes, vi w)
+KERNEL_INLINE vi dot_add(vi acc, vi codes, vi w) /* |w| is computed once for all rows */
 {
     vi pairs =
-        simde_mm256_maddubs_epi16(simde_mm256_abs_epi8(codes), simde_mm256_sign_epi8(w, codes));
+        simde_mm256_maddubs_epi16(simde_mm256_abs_epi8(w), simde_mm256_sign_epi8(codes, w));
     return vi_add(acc, simde_mm256_madd_epi16(pairs, simde_mm256_set1_epi16(1)));
 }
 
@@ -223,6 +223,18 @@ KERNEL_INLINE void int8_block(const int rows, const uint8_t *codes, size_t strid
                               const int8_t *w, vf sums[][2])
 {
     vi acc[TILE_ROWS][2];
+#if defined(KITH_ISA_avx2)
+    /* Once a block and not once a broadcast: code - 128. */
+    uint8_t centered[TILE_ROWS * INT8_BLOCK] __attribute__((aligned(32)));
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        vi x = simde_mm256_loadu_si256((const simde__m256i *)(codes + (size_t)r * stride));
+        simde_mm256_store_si256((simde__m256i *)(centered + r * INT8_BLOCK),
+                                simde_mm256_xor_si256(x, simde_mm256_set1_epi8(-128)));
+    }
+    codes = centered;
+    stride = INT8_BLOCK;
+#endif
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
         acc[r][0] = acc[r][1] = vi_set(0);
