@@ -24,7 +24,7 @@
  * last panel is filled with zeros, and results are written panel by panel: rows of C have room
  * for n_panels * P floats. Weight codes lie in -127 .. 127.
  *
- * Activations of the int8 product. A row x of n_in floats becomes unsigned codes around its
+ * Activations of the int8 product. A row x of n_in floats becomes codes in 1 .. 255 around its
  * middle, x[k] = scale * code[k] + offset, plus N_SIDE floats that enter at full precision:
  *
  *   y[j] = scale * sum over blocks of s(j) * sum over k of code[k] w(j,k)

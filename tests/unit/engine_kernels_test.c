@@ -139,13 +139,13 @@ static uint8_t code_of(enum pattern p, uint32_t k)
     case HIGHEST:
         return 255;
     case LOWEST:
-        return 0;
+        return 1;
     case OPPOSED:
-        return k % 2 ? 255 : 0;
+        return k % 2 ? 255 : 1;
     case ZERO:
         return 128;
     default:
-        return (uint8_t)rng_below(&rng, 256);
+        return (uint8_t)(1 + rng_below(&rng, 255));
     }
 }
 
