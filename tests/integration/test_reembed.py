@@ -17,7 +17,8 @@ import pytest
 
 from fake_engine import vector_of
 from kithtest import (
-    BIN, F32_MODEL, Q8_MODEL, ReplyError, run_program, scaled, together, wait_until,
+    BIN, F32_MODEL, Q8_MODEL, ReplyError, measures_memory, run_program, scaled, together,
+    wait_until,
 )
 
 NEVER_MS = 3_600_000
@@ -792,10 +793,11 @@ def test_a_model_that_is_not_there_after_a_restart(start, fakes):
     assert "1 keys, 1 vector sets, 200 elements" in run_program("kith-check", s.data).stdout
 
 
+@measures_memory
 def test_a_full_memory_ends_it(w, fakes):
     oracle = held(w, fakes)
     ok(w.cmd("CONFIG", "SET", "maxmemory", 1000))
-    wait_until(lambda: w.cmd("VADD", "v", "TEXT", "x", "x") and True, 10)
+    wait_until(lambda: w.cmd("SET", "x", "x").startswith("OOM "), 10, "memory to be short")
     fakes.let_go()
     assert "maxmemory" in wait_failed(w)["error"]
     ok(w.cmd("CONFIG", "SET", "maxmemory", 0))
