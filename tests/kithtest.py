@@ -20,7 +20,6 @@ import socket
 import subprocess
 import time
 
-import pytest
 import redis
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -42,11 +41,6 @@ machine varies several times. Every `timeout` below is multiplied by it."""
 SANITIZER_REPORT = re.compile(
     r"ERROR: (Address|Leak)Sanitizer|WARNING: ThreadSanitizer|ThreadSanitizer: |runtime error: "
     r"|SUMMARY: (Address|Thread|Leak|UndefinedBehavior)Sanitizer"
-)
-
-
-measures_memory = pytest.mark.skipif(
-    VARIANT != "release", reason="a sanitizer's allocator does not tell how much is in use"
 )
 
 

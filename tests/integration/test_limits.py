@@ -1,11 +1,12 @@
 """Memory: past maxmemory writes are refused and reads go on."""
 
 import numpy as np
+import pytest
 
-from kithtest import ReplyError, measures_memory, scaled, wait_until
+from kithtest import ReplyError, scaled, wait_until
 
 
-@measures_memory
+@pytest.mark.measures_memory
 def test_maxmemory_refuses_writes_and_serves_reads(make_server, protocol):
     s = make_server("--maxmemory", "20mb", "--appendfsync", "no")
     with s.wire(protocol, timeout=60) as w:
@@ -42,7 +43,7 @@ def test_maxmemory_refuses_writes_and_serves_reads(make_server, protocol):
         assert int(s.info("memory")["maxmemory"]) == 20 << 20
 
 
-@measures_memory
+@pytest.mark.measures_memory
 def test_maxmemory_counts_vectors(make_server):
     s = make_server("--maxmemory", "24mb", "--appendfsync", "no")
     rng = np.random.default_rng(3)
@@ -62,7 +63,7 @@ def test_maxmemory_counts_vectors(make_server):
         wait_until(lambda: w.cmd("SET", "k", 1) == "OK", what="room after FLUSHALL")
 
 
-@measures_memory
+@pytest.mark.measures_memory
 def test_memory_is_given_back(make_server):
     """Filling and emptying again and again ends where it began."""
     s = make_server("--appendfsync", "no", "--checkpoint-interval", 1)

@@ -17,8 +17,7 @@ import pytest
 
 from fake_engine import vector_of
 from kithtest import (
-    BIN, F32_MODEL, Q8_MODEL, ReplyError, measures_memory, run_program, scaled, together,
-    wait_until,
+    BIN, F32_MODEL, Q8_MODEL, ReplyError, run_program, scaled, together, wait_until,
 )
 
 NEVER_MS = 3_600_000
@@ -793,7 +792,7 @@ def test_a_model_that_is_not_there_after_a_restart(start, fakes):
     assert "1 keys, 1 vector sets, 200 elements" in run_program("kith-check", s.data).stdout
 
 
-@measures_memory
+@pytest.mark.measures_memory
 def test_a_full_memory_ends_it(w, fakes):
     oracle = held(w, fakes)
     ok(w.cmd("CONFIG", "SET", "maxmemory", 1000))
