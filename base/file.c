@@ -77,12 +77,9 @@ int file_read_whole(const char *path, size_t max_bytes, struct buf *out, struct 
     return rc;
 }
 
-int file_write_whole(const char *path, const void *p, size_t n, struct err *e)
+static int sync_dir_of(const char *path, struct err *e)
 {
-    char temporary[4096], dir[4096];
-    if (snprintf(temporary, sizeof temporary, "%s.tmp-%d", path, (int)getpid()) >=
-        (int)sizeof temporary)
-        return err_set(e, KITH_EINVAL, "path too long: %s", path);
+    char dir[4096];
     snprintf(dir, sizeof dir, "%s", path);
     char *slash = strrchr(dir, '/');
     if (!slash)
@@ -91,6 +88,15 @@ int file_write_whole(const char *path, const void *p, size_t n, struct err *e)
         dir[1] = '\0';
     else
         *slash = '\0';
+    return file_sync_dir(dir, e);
+}
+
+int file_write_whole(const char *path, const void *p, size_t n, struct err *e)
+{
+    char temporary[4096];
+    if (snprintf(temporary, sizeof temporary, "%s.tmp-%d", path, (int)getpid()) >=
+        (int)sizeof temporary)
+        return err_set(e, KITH_EINVAL, "path too long: %s", path);
     int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (fd < 0)
         return err_set_errno(e, errno, "cannot create %s", temporary);
@@ -105,7 +111,87 @@ int file_write_whole(const char *path, const void *p, size_t n, struct err *e)
         unlink(temporary);
         return rc;
     }
-    return file_sync_dir(dir, e);
+    return sync_dir_of(path, e);
+}
+
+/* The lock is taken on the file that has the name: its owner may have renamed it, or a writer
+ * that failed removed it, between our open and our lock. */
+static int lock_temporary(const struct file_replacement *r, struct err *e)
+{
+    struct stat ours, named;
+    if (flock(r->fd, LOCK_EX | LOCK_NB) != 0)
+        return errno == EWOULDBLOCK
+                   ? err_set(e, KITH_EBUSY, "another process writes %s", r->path)
+                   : err_set_errno(e, errno, "cannot lock %s", r->temporary);
+    if (fstat(r->fd, &ours) != 0)
+        return err_set_errno(e, errno, "cannot stat %s", r->temporary);
+    if (!S_ISREG(ours.st_mode))
+        return err_set(e, KITH_EINVAL, "%s is not a regular file", r->temporary);
+    if (lstat(r->temporary, &named) != 0 || ours.st_dev != named.st_dev ||
+        ours.st_ino != named.st_ino)
+        return err_set(e, KITH_EBUSY, "another process wrote %s just now", r->path);
+    return 0;
+}
+
+int file_replace_begin(struct file_replacement *r, const char *path, uint64_t bytes,
+                       mode_t mode, struct err *e)
+{
+    *r = (struct file_replacement){.fd = -1};
+    if (snprintf(r->path, sizeof r->path, "%s", path) >= (int)sizeof r->path)
+        return err_set(e, KITH_EINVAL, "path too long: %s", path);
+    snprintf(r->temporary, sizeof r->temporary, "%s.tmp", r->path);
+    r->fd = open(r->temporary, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, mode);
+    if (r->fd < 0)
+        return err_set_errno(e, errno, "cannot create %s", r->temporary);
+    int rc = lock_temporary(r, e);
+    if (rc != 0) { /* not ours to remove */
+        close(r->fd);
+        r->fd = -1;
+        return rc;
+    }
+    if (ftruncate(r->fd, 0) != 0 || fchmod(r->fd, mode) != 0)
+        rc = err_set_errno(e, errno, "cannot write %s", r->temporary);
+    /* Not every file system can do it; where it can, a full disk is known before it is. */
+    else if (fallocate(r->fd, 0, 0, (off_t)bytes) != 0 && (errno == ENOSPC || errno == EFBIG))
+        rc = err_set_errno(e, errno, "no room for the %llu bytes of %s",
+                           (unsigned long long)bytes, path);
+    if (rc != 0)
+        file_replace_cancel(r);
+    return rc;
+}
+
+int file_replace_append(struct file_replacement *r, const void *p, size_t n, struct err *e)
+{
+    int rc = file_pwrite_all(r->fd, p, n, r->bytes, e);
+    if (rc != 0)
+        return err_wrap(e, "%s", r->temporary), rc;
+    r->bytes += n;
+    return 0;
+}
+
+int file_replace_commit(struct file_replacement *r, struct err *e)
+{
+    int rc = 0;
+    if (ftruncate(r->fd, (off_t)r->bytes) != 0 || fsync(r->fd) != 0)
+        rc = err_set_errno(e, errno, "cannot sync %s", r->temporary);
+    else if (rename(r->temporary, r->path) != 0)
+        rc = err_set_errno(e, errno, "cannot rename %s to %s", r->temporary, r->path);
+    if (rc != 0) {
+        file_replace_cancel(r);
+        return rc;
+    }
+    close(r->fd);
+    r->fd = -1;
+    return sync_dir_of(r->path, e);
+}
+
+void file_replace_cancel(struct file_replacement *r)
+{
+    if (r->fd < 0)
+        return;
+    unlink(r->temporary);
+    close(r->fd);
+    r->fd = -1;
 }
 
 int file_sync_dir(const char *dir, struct err *e)
@@ -150,7 +236,7 @@ bool file_exists(const char *path)
 int file_map_open(struct file_map *m, const char *path, struct err *e)
 {
     *m = (struct file_map){0};
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* a pipe is refused, not awaited */
     if (fd < 0)
         return err_set_errno(e, errno, "cannot open %s", path);
     struct stat st;

@@ -20,6 +20,25 @@ int file_read_whole(const char *path, size_t max_bytes, struct buf *out, struct 
 /* Replaces path as a whole: temporary file beside it, fdatasync, rename, directory sync. */
 int file_write_whole(const char *path, const void *p, size_t n, struct err *e);
 int file_sync_dir(const char *dir, struct err *e);
+
+/* A file that is written piece by piece and then takes the place of `path` as a whole, for what
+ * is too large to lie in memory once more. The temporary file beside it, `path`.tmp, has the
+ * same name for all writers and is locked: there is never more than one of it, and what a
+ * killed writer left is overwritten by the next. */
+struct file_replacement {
+    char path[4096], temporary[4096 + 8];
+    int fd;         /* -1: none */
+    uint64_t bytes; /* appended until now */
+};
+/* bytes: what will be appended, for which room is asked for at once; mode: the permissions,
+ * whatever the umask. KITH_EBUSY: someone else is writing it. */
+int file_replace_begin(struct file_replacement *r, const char *path, uint64_t bytes,
+                       mode_t mode, struct err *e);
+int file_replace_append(struct file_replacement *r, const void *p, size_t n, struct err *e);
+/* fsync, rename, directory sync. After an error the replacement is cancelled. */
+int file_replace_commit(struct file_replacement *r, struct err *e);
+/* Leaves everything as it was; also after a commit, where there is nothing to do. */
+void file_replace_cancel(struct file_replacement *r);
 int file_make_dirs(const char *dir, struct err *e); /* like mkdir -p */
 bool file_exists(const char *path);
 

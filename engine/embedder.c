@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "engine/gguf.h"
 #include "engine/kernels.h"
@@ -23,6 +24,8 @@ struct embedder {
     struct pool *pool;
     struct scheduler *scheduler;
     struct embedder_info info;
+    struct model_packed packed;
+    struct err packed_refused, packed_failed;
 };
 
 void embedder_defaults(struct embedder_options *o)
@@ -31,7 +34,8 @@ void embedder_defaults(struct embedder_options *o)
                                    .n_threads = 0,
                                    .batch_tokens = 2048,
                                    .batch_wait_us = 300,
-                                   .max_queue_tokens = 1u << 20};
+                                   .max_queue_tokens = 1u << 20,
+                                   .packed_cache = true};
 }
 
 /* --- open --- */
@@ -63,7 +67,6 @@ static int describe(struct embedder *m, struct err *e)
     struct model_weights weights;
     model_weights(&m->model, &weights);
     bool int8 = model_fast_precision(m->fast) == MODEL_INT8;
-    gguf_hash(m->gguf, info->hash);
     snprintf(info->arch, sizeof info->arch, "%s", m->model.arch);
     snprintf(info->type, sizeof info->type, "%s%s", tensor_type_name(weights.type),
              weights.mixed ? " mixed" : "");
@@ -79,7 +82,59 @@ static int describe(struct embedder *m, struct err *e)
     info->context = m->model.n_ctx;
     info->n_threads = pool_threads(m->pool);
     info->bytes = model_fast_bytes(m->fast) + m->model.token_embd->bytes;
+    info->packed_path = m->packed.path;
+    info->packed_damaged = m->packed_refused.code == KITH_ECORRUPT;
+    info->packed_refused = m->packed_refused.message;
+    info->packed_failed = m->packed_failed.message;
     return 0;
+}
+
+/* --- weights --- */
+
+static int pack(struct embedder *m, const struct embedder_options *o, struct err *e)
+{
+    int64_t start = clock_mono_us();
+    int rc = model_fast_new(&m->fast, &m->model, o->precision, e);
+    m->info.pack_us = clock_mono_us() - start;
+    return rc;
+}
+
+/* The weights were read after the file was hashed, so it is hashed again: a file that was
+ * changed in between has other weights than its name says. */
+static void save(struct embedder *m)
+{
+    char hash[sizeof m->info.hash];
+    int64_t start = clock_mono_us();
+    gguf_hash(m->gguf, hash);
+    int rc = strcmp(hash, m->info.hash) != 0
+                 ? err_set(&m->packed_failed, KITH_EBUSY,
+                           "the model file was changed while it was loaded")
+                 : model_fast_save(m->fast, &m->packed, &m->packed_failed);
+    m->info.write_us = clock_mono_us() - start;
+    if (rc == 0)
+        m->info.weights = EMBEDDER_WRITTEN;
+}
+
+/* A file of packed weights that cannot be used or written never keeps a model from loading. */
+static int load_weights(struct embedder *m, const char *path, const struct embedder_options *o,
+                        struct err *e)
+{
+    if (!o->packed_cache)
+        return pack(m, o, e);
+    m->packed.model_path = path;
+    m->packed.model_hash = m->info.hash;
+    int rc = model_fast_map(&m->fast, &m->model, o->precision, &m->packed, &m->packed_refused);
+    if (rc == 0) {
+        m->info.weights = EMBEDDER_MAPPED;
+        return 0;
+    }
+    if (rc == KITH_ENOTFOUND)
+        m->packed_refused = (struct err){0};
+    rc = pack(m, o, e);
+    if (rc == 0)
+        save(m);
+    m->packed.model_path = NULL; /* the caller's */
+    return rc;
 }
 
 /* The tokenizer fits the model. */
@@ -131,6 +186,7 @@ static int open_parts(struct embedder *m, const char *path, const struct embedde
     int rc;
     if ((rc = gguf_open(&m->gguf, path, e)))
         return rc;
+    gguf_hash(m->gguf, m->info.hash);
     copy_name(&m->info, m->gguf, path);
     if ((rc = model_bind(&m->model, m->gguf, e)) ||
         (rc = tokenizer_new(&m->tokenizer, m->gguf, e)) ||
@@ -138,8 +194,8 @@ static int open_parts(struct embedder *m, const char *path, const struct embedde
         (rc = framing_init(&m->framing, m->tokenizer, &m->profile, m->model.n_ctx, e)) ||
         (rc = check_vocabulary(m, e)))
         return err_wrap(e, "%s", path), rc;
-    if ((rc = model_fast_new(&m->fast, &m->model, o->precision, e)) ||
-        (rc = pool_new(&m->pool, threads_of(o), e)) || (rc = describe(m, e)))
+    if ((rc = load_weights(m, path, o, e)) || (rc = pool_new(&m->pool, threads_of(o), e)) ||
+        (rc = describe(m, e)))
         return rc;
     gguf_forget_pages(m->gguf);
     return start_scheduler(m, o, e);

@@ -24,6 +24,14 @@ struct embedder_options {
     uint32_t batch_tokens; /* a text that is longer goes alone */
     int64_t batch_wait_us; /* see engine/batching.h */
     uint64_t max_queue_tokens;
+    bool packed_cache; /* packed weights are kept beside the model file: packed_cache.h */
+};
+
+/* Where the packed weights came from. */
+enum embedder_weights {
+    EMBEDDER_PACKED,  /* from the model file, into memory of this process */
+    EMBEDDER_WRITTEN, /* the same, then written to packed_path and mapped from there */
+    EMBEDDER_MAPPED   /* from packed_path as it was */
 };
 
 /* What the model is, in words. */
@@ -38,6 +46,12 @@ struct embedder_info {
     uint32_t dim, context, batch_tokens;
     unsigned n_threads;
     size_t bytes; /* that stay in memory: packed weights, tables, the rows of tokens */
+    enum embedder_weights weights;
+    int64_t pack_us, write_us;  /* 0: not done */
+    const char *packed_path;    /* "": the option is off */
+    bool packed_damaged;        /* the file that was there was not what was written to it */
+    const char *packed_refused; /* why the file that was there was not used; "": no reason */
+    const char *packed_failed;  /* why none was written; "": no reason */
 };
 
 struct embedder_request {

@@ -147,6 +147,24 @@ struct model_fast;
 int model_fast_new(struct model_fast **out, const struct model *m,
                    enum model_precision precision, struct err *e);
 void model_fast_free(struct model_fast *f);
+
+/* Where packed weights are kept between loads: engine/packed_cache.h. */
+struct model_packed {
+    const char *model_path, *model_hash; /* as gguf_hash gives it */
+    char path[4096];                     /* out: the file of packed weights */
+    uint64_t bytes;                      /* out: of it */
+};
+/* The same pass as model_fast_new makes, with its weights mapped from the file. KITH_ENOTFOUND:
+ * there is none; KITH_EFORMAT: it is for something else; KITH_ECORRUPT: it is damaged; others
+ * as of model_fast_new. The message does not name the file. */
+int model_fast_map(struct model_fast **out, const struct model *m,
+                   enum model_precision precision, struct model_packed *packed, struct err *e);
+/* Writes the file, and computes from its map from then on: the copy that this process had for
+ * itself is freed. The weights must be those of model_hash. After an error it computes with
+ * what it has, and there is no file or the one that was there. Not while a forward is running.
+ */
+int model_fast_save(struct model_fast *f, struct model_packed *packed, struct err *e);
+
 /* out: n_texts x model_dim, row-major. Scratch memory is kept between calls and grows to
  * the largest batch; at most max_tokens (see model_fast_max_tokens) a call.
  * Thread: one caller at a time a model_fast; the work is shared among the pool's threads. */

@@ -542,6 +542,7 @@ void model_fast_free(struct model_fast *f)
     mem_free(f->layers);
     mem_free(f->positions);
     mem_free(f->types);
+    file_map_close(&f->packed);
     scratch_free(f);
     group_free(f);
     mem_free(f);

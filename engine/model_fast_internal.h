@@ -5,14 +5,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/file.h"
 #include "engine/kernels.h"
 #include "engine/model.h"
 
 /* One product: y = W x + bias, packed for the chosen kernels. Several weights with the same
- * input (query, key, value) are stacked into one. Owns: all it points to. */
+ * input (query, key, value) are stacked into one. Owns: its block, unless that is mapped, and
+ * largest. */
 struct fast_matrix {
     enum model_precision precision; /* MODEL_F32 or MODEL_INT8 */
     uint32_t n_in, n_out, n_panels;
+    void *block; /* fast_matrix_bytes, with the arrays below in it */
+    bool mapped; /* the block is a part of the model_fast's map: not ours, and read-only */
     /* MODEL_F32 */
     float *f32;  /* panels */
     float *bias; /* n_panels * panel */
@@ -86,6 +90,7 @@ struct model_fast {
     uint32_t n_angles;           /* places that the tables have; they grow with the texts */
     struct fast_norm embd_norm, output_norm;
     struct fast_matrix dense[DENSE_MAX];
+    struct file_map packed; /* the file that mapped matrices lie in */
     void (*norm)(float *out, float *h, const float *x, const float *weight, const float *bias,
                  uint32_t n, float eps);
     void (*activate)(float *x, const float *up, uint32_t n);
@@ -104,10 +109,24 @@ struct model_fast {
 /* Multiples of the panel, the row multiple, or both. */
 uint32_t fast_pad(const struct model_fast *f, uint32_t n);
 
-/* model_fast_new.c: angles for texts of n tokens. */
+/* model_fast_new.c: a pass with all but its matrices; angles for texts of n tokens; and the
+ * matrices in the order in which they are packed, with what they are packed from. */
+int fast_begin(struct model_fast **out, const struct model *m, enum model_precision precision,
+               struct err *e);
 int fast_grow_rotary(struct model_fast *f, uint32_t n, struct err *e);
+uint32_t fast_n_matrices(const struct model *m);
+struct fast_matrix *fast_matrix_at(struct model_fast *f, uint32_t i);
+struct fast_source fast_source_at(const struct model *m, uint32_t i);
+enum model_precision fast_precision_at(const struct model_fast *f, uint32_t i);
+enum model_precision fast_resolve(const struct model *m, enum model_precision precision);
 
 /* model_fast_pack.c */
+/* The sizes of a matrix, from which its bytes follow. */
+int fast_matrix_shape(const struct model_fast *f, struct fast_matrix *m,
+                      enum model_precision precision, const struct fast_source *source,
+                      struct err *e);
+/* The matrix lies in this block from now on: one of its own, or a part of a map. */
+void fast_matrix_place(struct fast_matrix *m, uint32_t panel, void *block, bool mapped);
 int fast_pack(const struct model_fast *f, struct fast_matrix *m, enum model_precision precision,
               const struct fast_source *source, struct err *e);
 /* Chooses the inputs with the largest m->largest as outliers and fills their side weights. */

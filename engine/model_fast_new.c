@@ -10,27 +10,49 @@
 
 enum { MATRICES_PER_LAYER = 4, SAMPLE_TOKENS_MAX = 256, SAMPLE_SEED = 12 };
 
-struct layer_sources {
-    struct fast_source sources[MATRICES_PER_LAYER]; /* qkv, o, up, down */
-};
-
-static struct layer_sources sources_of(const struct model_layer *l)
+/* The four products of each layer, then the dense layers: the order in which they are packed,
+ * and that of the file of packed weights (packed_cache.h). */
+uint32_t fast_n_matrices(const struct model *m)
 {
-    struct layer_sources s = {{
-        {{&l->q, &l->k, &l->v}, 3},
-        {{&l->o}, 1},
-        {{&l->up}, 1},
-        {{&l->down}, 1},
-    }};
-    if (l->gate.w)
-        s.sources[2] = (struct fast_source){{&l->gate, &l->up}, 2};
-    return s;
+    return m->n_layers * MATRICES_PER_LAYER + m->n_dense;
 }
 
-static struct fast_matrix *matrix_of(struct fast_layer *l, int i)
+struct fast_source fast_source_at(const struct model *m, uint32_t i)
+{
+    if (i >= m->n_layers * MATRICES_PER_LAYER)
+        return (struct fast_source){{&m->dense[i - m->n_layers * MATRICES_PER_LAYER].matrix},
+                                    1};
+    const struct model_layer *l = &m->layers[i / MATRICES_PER_LAYER];
+    switch (i % MATRICES_PER_LAYER) {
+    case 0:
+        return (struct fast_source){{&l->q, &l->k, &l->v}, 3};
+    case 1:
+        return (struct fast_source){{&l->o}, 1};
+    case 2:
+        return l->gate.w ? (struct fast_source){{&l->gate, &l->up}, 2}
+                         : (struct fast_source){{&l->up}, 1};
+    default:
+        return (struct fast_source){{&l->down}, 1};
+    }
+}
+
+static struct fast_matrix *of_layer(struct fast_layer *l, uint32_t i)
 {
     struct fast_matrix *all[MATRICES_PER_LAYER] = {&l->qkv, &l->o, &l->up, &l->down};
     return all[i];
+}
+
+struct fast_matrix *fast_matrix_at(struct model_fast *f, uint32_t i)
+{
+    return i < f->m->n_layers * MATRICES_PER_LAYER
+               ? of_layer(&f->layers[i / MATRICES_PER_LAYER], i % MATRICES_PER_LAYER)
+               : &f->dense[i - f->m->n_layers * MATRICES_PER_LAYER];
+}
+
+/* Dense layers see a text once, not a token: floats, whatever the layers have. */
+enum model_precision fast_precision_at(const struct model_fast *f, uint32_t i)
+{
+    return i < f->m->n_layers * MATRICES_PER_LAYER ? f->precision : MODEL_F32;
 }
 
 static int set_shape(struct model_fast *f, struct err *e)
@@ -157,18 +179,12 @@ static int load_vectors(struct model_fast *f, struct err *e)
     return load_embeddings(f, e);
 }
 
-static int load_matrices(struct model_fast *f, struct err *e)
+static int pack_matrices(struct model_fast *f, struct err *e)
 {
     int rc = 0;
-    for (uint32_t l = 0; l < f->m->n_layers; l++) {
-        struct layer_sources s = sources_of(&f->m->layers[l]);
-        for (int i = 0; i < MATRICES_PER_LAYER && rc == 0; i++)
-            rc = fast_pack(f, matrix_of(&f->layers[l], i), f->precision, &s.sources[i], e);
-    }
-    /* Dense layers see a text once, not a token: floats, whatever the layers have. */
-    for (uint32_t i = 0; i < f->m->n_dense && rc == 0; i++) {
-        const struct fast_source source = {{&f->m->dense[i].matrix}, 1};
-        rc = fast_pack(f, &f->dense[i], MODEL_F32, &source, e);
+    for (uint32_t i = 0; i < fast_n_matrices(f->m) && rc == 0; i++) {
+        const struct fast_source source = fast_source_at(f->m, i);
+        rc = fast_pack(f, fast_matrix_at(f, i), fast_precision_at(f, i), &source, e);
     }
     return rc;
 }
@@ -201,28 +217,25 @@ static int run_sample(struct model_fast *f, struct err *e)
 
 static int choose_outliers(struct model_fast *f, struct err *e)
 {
-    int rc = 0;
-    for (uint32_t l = 0; l < f->m->n_layers; l++)
-        for (int i = 0; i < MATRICES_PER_LAYER; i++) {
-            struct fast_matrix *m = matrix_of(&f->layers[l], i);
-            m->largest = mem_calloc(m->n_in, sizeof *m->largest);
-            if (!m->largest)
-                return err_set(e, KITH_ENOMEM, "out of memory for a sample");
-        }
-    rc = run_sample(f, e);
-    for (uint32_t l = 0; rc == 0 && l < f->m->n_layers; l++) {
-        struct layer_sources s = sources_of(&f->m->layers[l]);
-        for (int i = 0; rc == 0 && i < MATRICES_PER_LAYER; i++) {
-            struct fast_matrix *m = matrix_of(&f->layers[l], i);
-            rc = fast_pack_outliers(f, m, &s.sources[i], e);
-            mem_free(m->largest);
-            m->largest = NULL;
-        }
+    const uint32_t n = f->m->n_layers * MATRICES_PER_LAYER;
+    for (uint32_t i = 0; i < n; i++) {
+        struct fast_matrix *m = fast_matrix_at(f, i);
+        m->largest = mem_calloc(m->n_in, sizeof *m->largest);
+        if (!m->largest)
+            return err_set(e, KITH_ENOMEM, "out of memory for a sample");
+    }
+    int rc = run_sample(f, e);
+    for (uint32_t i = 0; rc == 0 && i < n; i++) {
+        struct fast_matrix *m = fast_matrix_at(f, i);
+        const struct fast_source source = fast_source_at(f->m, i);
+        rc = fast_pack_outliers(f, m, &source, e);
+        mem_free(m->largest);
+        m->largest = NULL;
     }
     return rc;
 }
 
-static enum model_precision resolve(const struct model *m, enum model_precision precision)
+enum model_precision fast_resolve(const struct model *m, enum model_precision precision)
 {
     if (precision != MODEL_AUTO)
         return precision;
@@ -240,14 +253,16 @@ static void choose_kernels(struct model_fast *f)
                                                              : row->silu;
 }
 
+/* Mapped matrices count as others do: the page cache holds them only as long as there is room,
+ * but a pass that has to wait for the disk is as slow as if the model were away. */
 size_t model_fast_bytes(const struct model_fast *f)
 {
     const struct model *m = f->m;
     const uint32_t panel = f->kernels->product->panel;
     size_t bytes = f->positions ? (size_t)m->n_ctx * m->n_embd * sizeof(float) : 0;
     for (uint32_t l = 0; l < m->n_layers; l++)
-        for (int i = 0; i < MATRICES_PER_LAYER; i++)
-            bytes += fast_matrix_bytes(matrix_of(&f->layers[l], i), panel);
+        for (uint32_t i = 0; i < MATRICES_PER_LAYER; i++)
+            bytes += fast_matrix_bytes(of_layer(&f->layers[l], i), panel);
     for (uint32_t i = 0; i < m->n_dense; i++)
         bytes += fast_matrix_bytes(&f->dense[i], panel);
     return bytes;
@@ -258,14 +273,14 @@ enum model_precision model_fast_precision(const struct model_fast *f)
     return f->precision;
 }
 
-int model_fast_new(struct model_fast **out, const struct model *m,
-                   enum model_precision precision, struct err *e)
+int fast_begin(struct model_fast **out, const struct model *m, enum model_precision precision,
+               struct err *e)
 {
     struct model_fast *f = mem_calloc(1, sizeof *f);
     if (!f)
         return err_set(e, KITH_ENOMEM, "out of memory for the model");
     f->m = m;
-    f->precision = resolve(m, precision);
+    f->precision = fast_resolve(m, precision);
     int rc = engine_kernels(&f->kernels, e);
     if (rc == 0)
         rc = set_shape(f, e);
@@ -273,8 +288,21 @@ int model_fast_new(struct model_fast **out, const struct model *m,
         choose_kernels(f);
     if (rc == 0)
         rc = load_vectors(f, e);
+    if (rc != 0) {
+        model_fast_free(f);
+        return rc;
+    }
+    *out = f;
+    return 0;
+}
+
+int model_fast_new(struct model_fast **out, const struct model *m,
+                   enum model_precision precision, struct err *e)
+{
+    struct model_fast *f = NULL;
+    int rc = fast_begin(&f, m, precision, e);
     if (rc == 0)
-        rc = load_matrices(f, e);
+        rc = pack_matrices(f, e);
     if (rc == 0 && f->precision == MODEL_INT8)
         rc = choose_outliers(f, e);
     if (rc != 0) {

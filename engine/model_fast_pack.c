@@ -29,21 +29,44 @@ uint32_t fast_pad(const struct model_fast *f, uint32_t n)
 
 void fast_matrix_deinit(struct fast_matrix *m)
 {
-    mem_free(m->f32);
-    mem_free(m->bias);
-    mem_free(m->int8);
-    mem_free(m->side);
+    if (!m->mapped)
+        mem_free(m->block);
     mem_free(m->largest);
     *m = (struct fast_matrix){0};
 }
 
+/* Before the panels: the bias, or the side weights. */
+static size_t small_bytes(const struct fast_matrix *m, uint32_t panel)
+{
+    size_t columns = (size_t)m->n_panels * panel,
+           bytes = columns * (m->precision == MODEL_F32 ? 1 : N_SIDE) * sizeof(float);
+    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+static size_t panels_bytes(const struct fast_matrix *m, uint32_t panel)
+{
+    if (m->precision == MODEL_F32)
+        return (size_t)m->n_panels * panel * m->n_in * sizeof(float);
+    return (size_t)m->n_panels * (m->n_in / INT8_BLOCK) * block_bytes(panel);
+}
+
 size_t fast_matrix_bytes(const struct fast_matrix *m, uint32_t panel)
 {
-    size_t columns = (size_t)m->n_panels * panel;
-    if (m->precision == MODEL_F32)
-        return columns * (m->n_in + 1) * sizeof(float);
-    return columns * N_SIDE * sizeof(float) +
-           (size_t)m->n_panels * (m->n_in / INT8_BLOCK) * block_bytes(panel);
+    return small_bytes(m, panel) + panels_bytes(m, panel);
+}
+
+void fast_matrix_place(struct fast_matrix *m, uint32_t panel, void *block, bool mapped)
+{
+    void *panels = (char *)block + small_bytes(m, panel);
+    m->block = block;
+    m->mapped = mapped;
+    if (m->precision == MODEL_F32) {
+        m->bias = block;
+        m->f32 = panels;
+    } else {
+        m->side = block;
+        m->int8 = panels;
+    }
 }
 
 /* Output j of the stack: which tensor, and which of its rows. */
@@ -89,28 +112,33 @@ static void pack_row_int8(struct fast_matrix *m, uint32_t panel, uint32_t j,
     side[SIDE_SUM * panel] = sum;
 }
 
-static int allocate(const struct model_fast *f, struct fast_matrix *m, struct err *e)
+int fast_matrix_shape(const struct model_fast *f, struct fast_matrix *m,
+                      enum model_precision precision, const struct fast_source *source,
+                      struct err *e)
 {
     uint32_t panel = f->kernels->product->panel;
-    size_t padded = (size_t)m->n_panels * panel, elements, bytes;
-    if (mem_mul_overflows(padded, m->n_in, &elements) ||
+    size_t elements, bytes;
+    m->precision = precision;
+    m->n_in = (uint32_t)source->parts[0]->w->ne[0];
+    m->n_out = 0;
+    for (unsigned i = 0; i < source->n; i++)
+        m->n_out += (uint32_t)source->parts[i]->n_rows;
+    m->n_panels = (m->n_out + panel - 1) / panel;
+    if (mem_mul_overflows((size_t)m->n_panels * panel, (size_t)m->n_in + N_SIDE, &elements) ||
         mem_mul_overflows(elements, sizeof(float), &bytes))
         return err_set(e, KITH_ENOMEM, "a weight of %u x %u is too large", m->n_in, m->n_out);
-    if (m->precision == MODEL_F32) {
-        m->f32 = mem_alloc_aligned(ALIGNMENT, bytes);
-        m->bias = mem_calloc(padded, sizeof(float));
-        if (m->f32)
-            memset(m->f32, 0, bytes);
-    } else {
-        bytes = (size_t)m->n_panels * (m->n_in / INT8_BLOCK) * block_bytes(panel);
-        m->int8 = mem_alloc_aligned(ALIGNMENT, bytes);
-        m->side = mem_calloc(padded * N_SIDE, sizeof(float));
-        if (m->int8)
-            memset(m->int8, 0, bytes);
-    }
-    if (m->precision == MODEL_F32 ? !m->f32 || !m->bias : !m->int8 || !m->side)
+    return 0;
+}
+
+static int allocate(struct fast_matrix *m, uint32_t panel, struct err *e)
+{
+    size_t bytes = fast_matrix_bytes(m, panel);
+    void *block = mem_alloc_aligned(ALIGNMENT, bytes);
+    if (!block)
         return err_set(e, KITH_ENOMEM, "out of memory for packed weights of %u x %u", m->n_in,
                        m->n_out);
+    memset(block, 0, bytes);
+    fast_matrix_place(m, panel, block, false);
     return 0;
 }
 
@@ -118,15 +146,13 @@ int fast_pack(const struct model_fast *f, struct fast_matrix *m, enum model_prec
               const struct fast_source *source, struct err *e)
 {
     uint32_t panel = f->kernels->product->panel;
-    m->precision = precision;
-    m->n_in = (uint32_t)source->parts[0]->w->ne[0];
-    for (unsigned i = 0; i < source->n; i++)
-        m->n_out += (uint32_t)source->parts[i]->n_rows;
-    m->n_panels = (m->n_out + panel - 1) / panel;
+    int rc = fast_matrix_shape(f, m, precision, source, e);
+    if (rc != 0)
+        return rc;
     float *row = mem_alloc_n(m->n_in, sizeof *row);
     int8_t *codes = mem_alloc_n(m->n_in, sizeof *codes);
-    int rc = row && codes ? allocate(f, m, e)
-                          : err_set(e, KITH_ENOMEM, "out of memory for a weight row");
+    rc = row && codes ? allocate(m, panel, e)
+                      : err_set(e, KITH_ENOMEM, "out of memory for a weight row");
     for (uint32_t j = 0; j < m->n_out && rc == 0; j++) {
         uint64_t source_j;
         const struct model_matrix *part = source_row(source, j, &source_j);

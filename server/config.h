@@ -22,6 +22,7 @@ struct config {
     char *models; /* a line a model, as model_spec.h has them */
     _Atomic int64_t engine_threads, engine_batch_tokens, engine_batch_wait_us,
         engine_queue_tokens, link_threads, log_segment_bytes;
+    _Atomic int engine_packed_cache; /* 1: yes */
 
     /* changeable */
     _Atomic int64_t maxclients, timeout_s, tcp_keepalive_s, maxmemory, slowlog_slower_than_us,

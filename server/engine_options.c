@@ -30,6 +30,9 @@ const char engine_options_help[] =
     "  --threads N            of the compute pool (default 0: one a processor)\n"
     "  --precision P          auto, f32 or int8 (default auto: int8 where weights are "
     "quantized)\n"
+    "  --packed-cache yes|no  keep packed weights in FILE.gguf.KERNELS-PRECISION.packed, so "
+    "that\n"
+    "                         the next start maps them (default yes)\n"
     "  --batch-tokens N       most tokens of one batch (default 2048)\n"
     "  --batch-wait-us N      longest wait for company after a shared batch (default 300)\n"
     "  --queue-tokens N       most tokens that may wait (default 1048576; of a remote model\n"
@@ -52,7 +55,8 @@ const char engine_options_help[] =
     "  --batch-texts N        most texts of an HTTP request (default 64)\n"
     "  --parallel N           most HTTP requests at a time (default 4)\n"
     "  --fallback FILE.gguf   a model of this machine that answers in its place, if it gives\n"
-    "                         the same vectors; takes --threads and --precision\n"
+    "                         the same vectors; takes --threads, --precision and\n"
+    "                         --packed-cache\n"
     "\n"
     "  --version, --help\n";
 
@@ -86,6 +90,14 @@ static int parse_precision(const char *text, enum model_precision *precision, st
             return 0;
         }
     return err_set(e, KITH_EINVAL, "--precision takes auto, f32 or int8, not '%s'", text);
+}
+
+static int parse_yes_no(const char *name, const char *text, bool *yes, struct err *e)
+{
+    *yes = strcmp(text, "yes") == 0;
+    return *yes || strcmp(text, "no") == 0
+               ? 0
+               : err_set(e, KITH_EINVAL, "%s takes yes or no, not '%s'", name, text);
 }
 
 static int parse_role(const char *text, enum backend_role *role, struct err *e)
@@ -138,6 +150,8 @@ static int parse_local(struct engine_options *o, const char *name, const char *v
         o->model = value;
     } else if (strcmp(name, "--precision") == 0) {
         rc = parse_precision(value, &m->precision, e);
+    } else if (strcmp(name, "--packed-cache") == 0) {
+        rc = parse_yes_no(name, value, &m->packed_cache, e);
     } else if (strcmp(name, "--threads") == 0) {
         rc = parse_count(name, value, 0, 1024, &n, e);
         m->n_threads = (unsigned)n;

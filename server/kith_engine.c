@@ -171,6 +171,7 @@ static int serve(const struct engine_options *o)
     /* The parent may have died before the request to be told; its socket then ends at once. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file of packed weights may be larger than is allowed */
     if (!is_socket(o->fd)) {
         fprintf(stderr,
                 "kith-engine: descriptor %d is no socket; kith-server starts this program, "
@@ -191,6 +192,8 @@ static int run_once(const struct engine_options *o)
 {
     struct engine_backend b;
     struct err e = {0};
+    signal(SIGXFSZ, SIG_IGN);
+    log_set_level(LOG_WARNING); /* who asks for a vector wants to read no more */
     if (open_backend(&b, o, &e)) {
         fprintf(stderr, "kith-engine: %s\n", e.message);
         return EXIT_NO_MODEL;

@@ -1,5 +1,8 @@
 #include "server/local_backend.h"
 
+#include <inttypes.h>
+
+#include "base/log.h"
 #include "base/mem.h"
 
 struct local_backend {
@@ -117,6 +120,27 @@ static void local_close(void *self)
     mem_free(b);
 }
 
+/* How the weights came, and what was wrong with the file that keeps them. */
+static void log_weights(const struct embedder_info *info)
+{
+    if (*info->packed_refused)
+        (info->packed_damaged ? log_warning
+                              : log_notice)("the packed weights in %s are not used: %s",
+                                            info->packed_path, info->packed_refused);
+    if (*info->packed_failed)
+        log_warning("packed weights stay in memory and are not kept in %s: %s",
+                    info->packed_path, info->packed_failed);
+    if (info->weights == EMBEDDER_MAPPED)
+        log_notice("model %s: weights mapped from %s", info->name, info->packed_path);
+    else if (info->weights == EMBEDDER_WRITTEN)
+        log_notice("model %s: weights packed in %" PRId64 " ms, written in %" PRId64
+                   " ms to %s and mapped from it",
+                   info->name, info->pack_us / 1000, info->write_us / 1000, info->packed_path);
+    else
+        log_notice("model %s: weights packed in %" PRId64 " ms", info->name,
+                   info->pack_us / 1000);
+}
+
 int local_backend_open(struct engine_backend *out, const char *path,
                        const struct embedder_options *options, struct err *e)
 {
@@ -131,6 +155,7 @@ int local_backend_open(struct engine_backend *out, const char *path,
         mem_free(b);
         return rc;
     }
+    log_weights(embedder_info(b->embedder));
     *out = (struct engine_backend){.self = b,
                                    .describe = local_describe,
                                    .embed = local_embed,

@@ -98,14 +98,21 @@ static int open_link(struct models *m, struct model *d, struct err *e)
     snprintf(wait_us, sizeof wait_us, "%" PRId64, m->batch_wait_us);
     snprintf(queue, sizeof queue, "%" PRId64, m->queue_tokens);
     model_spec_arguments(&d->spec, m->precision, m->threads, &a);
-    const char *words[MODEL_ARGUMENTS_MAX + 7];
+    const char *words[MODEL_ARGUMENTS_MAX + 9];
     size_t n = 0;
     while (a.words[n]) {
         words[n] = a.words[n];
         n++;
     }
-    const char *const shared[] = {
-        "--batch-tokens", tokens, "--batch-wait-us", wait_us, "--queue-tokens", queue, NULL};
+    const char *const shared[] = {"--packed-cache",
+                                  m->packed_cache ? "yes" : "no",
+                                  "--batch-tokens",
+                                  tokens,
+                                  "--batch-wait-us",
+                                  wait_us,
+                                  "--queue-tokens",
+                                  queue,
+                                  NULL};
     memcpy(words + n, shared, sizeof shared);
     struct engine_link_options o = {.program = m->program,
                                     .label = d->spec.name,
@@ -588,6 +595,7 @@ static int init(struct models *m, const struct models_options *o, struct err *e)
     TAILQ_INIT(&m->changes);
     SLIST_INIT(&m->unloaded);
     m->next_ticket = 1;
+    m->packed_cache = o->packed_cache;
     m->threads = o->threads;
     m->batch_tokens = o->batch_tokens;
     m->batch_wait_us = o->batch_wait_us;

@@ -25,6 +25,7 @@ struct models_options {
     const char *program; /* NULL: kith-engine beside this binary */
     const char *dir;     /* of models.conf */
     const char *precision;
+    bool packed_cache;
     int64_t threads, batch_tokens, batch_wait_us, queue_tokens, timeout_ms;
     uint64_t memory_limit;               /* bytes; 0: half of the machine's memory */
     const struct model_spec *configured; /* copied; in order, the default is the first */

@@ -52,6 +52,7 @@ SLIST_HEAD(unloaded_list, unloaded);
 
 struct models {
     char *program, *precision;
+    bool packed_cache;
     int64_t threads, batch_tokens, batch_wait_us, queue_tokens, timeout_ms;
     char path[PATH_MAX]; /* of models.conf */
     struct waitlist *waiters;

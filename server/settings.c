@@ -76,6 +76,7 @@ int settings_models_options(struct config *c, struct models_options *o, struct e
         .program = *c->engine_path ? c->engine_path : NULL,
         .dir = c->dir,
         .precision = c->engine_precision,
+        .packed_cache = atomic_load(&c->engine_packed_cache) == 1,
         .threads = atomic_load(&c->engine_threads),
         .batch_tokens = atomic_load(&c->engine_batch_tokens),
         .batch_wait_us = atomic_load(&c->engine_batch_wait_us),
