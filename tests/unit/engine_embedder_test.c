@@ -150,6 +150,7 @@ static void open_survives_failed_allocations(void **state)
     (void)state;
     struct embedder_options o;
     embedder_defaults(&o);
+    o.packed_cache = false; /* engine_packed_cache_test has it */
     o.n_threads = 1;
     int rc = KITH_ENOMEM;
     long n = 1;
@@ -176,6 +177,7 @@ static int open_embedder(void **state)
     fixture_model(&b, &shape, TENSOR_F32);
     snprintf(path, sizeof path, "/tmp/kith-embedder-test-%d.gguf", (int)getpid());
     embedder_defaults(&o);
+    o.packed_cache = false;
     o.n_threads = 2;
     o.batch_tokens = 64;
     int rc = file_write_whole(path, b.data, b.len, &e);
@@ -218,6 +220,7 @@ static void frames_of_another_tokenizer(void **state)
     assert_int_equal(file_write_whole(other, b.data, b.len, &e), 0);
     struct embedder_options o;
     embedder_defaults(&o);
+    o.packed_cache = false;
     o.n_threads = 1;
     if (embedder_open(&embedder, other, &o, &e))
         fail_msg("%s", e.message);
