@@ -149,7 +149,7 @@ int file_replace_begin(struct file_replacement *r, const char *path, uint64_t by
         r->fd = -1;
         return rc;
     }
-    if (ftruncate(r->fd, 0) != 0 || fchmod(r->fd, mode) != 0)
+    if (fchmod(r->fd, mode) != 0)
         rc = err_set_errno(e, errno, "cannot write %s", r->temporary);
     /* Not every file system can do it; where it can, a full disk is known before it is. */
     else if (fallocate(r->fd, 0, 0, (off_t)bytes) != 0 && (errno == ENOSPC || errno == EFBIG))

@@ -52,6 +52,88 @@ static void test_whole_files(void **state)
     file_map_close(&m);
 }
 
+static void replace(const char *path, char letter, size_t n, struct err *e)
+{
+    char piece[1000];
+    struct file_replacement r;
+    int rc = file_replace_begin(&r, path, n, 0640, e);
+    memset(piece, letter, sizeof piece);
+    for (size_t done = 0; rc == 0 && done < n; done += sizeof piece)
+        rc = file_replace_append(&r, piece, sizeof piece, e);
+    if (rc == 0)
+        rc = file_replace_commit(&r, e);
+    file_replace_cancel(&r);
+    e->code = rc;
+}
+
+static void test_replacements(void **state)
+{
+    (void)state;
+    char path[128], temporary[140];
+    struct err e = {0};
+    struct buf b = {0};
+    struct file_replacement r, second;
+    path_of(path, sizeof path, "replaced");
+    snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    /* What a killed writer left is longer, and goes. */
+    assert_int_equal(file_write_whole(temporary, path, sizeof path, &e), 0);
+    assert_int_equal(truncate(temporary, 100000), 0);
+    assert_int_equal(file_replace_begin(&r, path, 8, 0640, &e), 0);
+    assert_int_equal(file_replace_append(&r, "one", 3, &e), 0);
+    assert_false(file_exists(path));
+    assert_int_equal(file_replace_begin(&second, path, 8, 0640, &e), KITH_EBUSY);
+    file_replace_cancel(&second);
+    assert_int_equal(file_replace_append(&r, "two", 3, &e), 0);
+    assert_int_equal(file_replace_commit(&r, &e), 0);
+    file_replace_cancel(&r);
+    assert_false(file_exists(temporary));
+    assert_int_equal(file_read_whole(path, 64, &b, &e), 0);
+    assert_int_equal(b.len, 6);
+    assert_memory_equal(b.data, "onetwo", 6);
+    assert_int_equal(file_replace_begin(&r, path, 8, 0640, &e), 0);
+    assert_int_equal(file_replace_append(&r, "three", 5, &e), 0);
+    file_replace_cancel(&r);
+    assert_false(file_exists(temporary));
+    buf_clear(&b);
+    assert_int_equal(file_read_whole(path, 64, &b, &e), 0);
+    assert_memory_equal(b.data, "onetwo", 6);
+    buf_deinit(&b);
+}
+
+/* Every file that ever had the name is that of one writer, and whole: also where one of them
+ * opened the temporary file just before another renamed it. */
+static void test_replacements_at_once(void **state)
+{
+    (void)state;
+    enum { N_WRITERS = 4, ROUNDS = 1500, BYTES = 20000 };
+    char path[128];
+    struct err e = {0};
+    pid_t pids[N_WRITERS];
+    path_of(path, sizeof path, "contended");
+    for (int i = 0; i < N_WRITERS; i++) {
+        pids[i] = fork();
+        assert_true(pids[i] >= 0);
+        if (pids[i] != 0)
+            continue;
+        for (int round = 0; round < ROUNDS; round++) {
+            struct file_map m;
+            replace(path, (char)('a' + i), BYTES, &e);
+            if ((e.code != 0 && e.code != KITH_EBUSY) || file_map_open(&m, path, &e))
+                continue;
+            const char *p = m.data;
+            if (m.bytes != BYTES || p[0] != p[BYTES - 1] || memcmp(p, p + 1, BYTES - 1) != 0)
+                _exit(1);
+            file_map_close(&m);
+        }
+        _exit(0);
+    }
+    for (int i = 0; i < N_WRITERS; i++) {
+        int status;
+        assert_int_equal(waitpid(pids[i], &status, 0), pids[i]);
+        assert_int_equal(status, 0);
+    }
+}
+
 static void test_directories(void **state)
 {
     (void)state;
@@ -136,8 +218,12 @@ static void test_log_lines(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whole_files),         cmocka_unit_test(test_directories),
-        cmocka_unit_test(test_lock_has_one_holder), cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_whole_files),
+        cmocka_unit_test(test_replacements),
+        cmocka_unit_test(test_replacements_at_once),
+        cmocka_unit_test(test_directories),
+        cmocka_unit_test(test_lock_has_one_holder),
+        cmocka_unit_test(test_errors),
         cmocka_unit_test(test_log_lines),
     };
     return cmocka_run_group_tests(tests, make_dir, NULL);
