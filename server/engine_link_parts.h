@@ -12,7 +12,7 @@
 
 enum {
     LINK_BUCKETS = 1024,
-    LINK_ARGUMENTS_MAX = 64, /* a remote model with all its options has 43 */
+    LINK_ARGUMENTS_MAX = 64, /* a remote model with all its options has 41 */
     LINK_PROGRAM_MAX = 4096,
     LINK_READ_BYTES = 16 * 1024
 };

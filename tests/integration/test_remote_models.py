@@ -81,6 +81,19 @@ def test_it_comes_back_after_a_restart(start, fake, tmp_path):
     refused(w.cmd("MODEL", "LOAD", "near", source(fake), "DIM", DIM, "FALLBACK", fallback), "none.gguf")
 
 
+def test_every_option_at_once(start, fake, tmp_path):
+    key, fallback = tmp_path / "key", tmp_path / "none.gguf"
+    key.write_text("secret\n")
+    key.chmod(0o600)
+    server = start()
+    w = server.wire(timeout=60)
+    words = ["DIM", DIM, "CONTEXT", 100, "QUERY-PROMPT", "q: ", "DOCUMENT-PROMPT", "d: ", "KEY-FILE", key,
+             "CA-FILE", key, "TIMEOUT-MS", 20000, "RETRIES", 1, "BATCH-TEXTS", 2, "PARALLEL", 1,
+             "SEND-DIMENSIONS", "THREADS", 1, "PRECISION", "f32", "FALLBACK", fallback]
+    refused(w.cmd("MODEL", "LOAD", "far", source(fake), *words), "none.gguf")
+    assert w.cmd("PING") == "PONG", "and the server is there"
+
+
 def test_a_line_of_the_settings(start, fake):
     server = start("--model", "far", source(fake), "DIM", DIM)
     w = server.wire(timeout=60)
