@@ -23,7 +23,7 @@ arm_packages="libc6-dev libsimde-dev libcmocka-dev libxxhash-dev libutf8proc-dev
 # The long ones first; TESTS="index_kernels ..." runs some.
 tests=${TESTS:-engine_fast storage_store storage_wal storage_chunks server_vset index_hnsw engine_blocks
  index_model base_bytes base_dict base_epoch base_file base_records
- engine_batching engine_embedder engine_gguf engine_kernels engine_pool engine_scheduler
+ engine_batching engine_embedder engine_gguf engine_kernels engine_packed_cache engine_pool engine_scheduler
  engine_tensor engine_wordpiece engine_bpe engine_framing engine_pretokenizer engine_spm
  index_kernels index_threads index_vectors
  protocol_double_text protocol_resp_read protocol_resp_write
@@ -106,7 +106,7 @@ run_test() {
 run_embed() {
     local kernels=$1 start cosine ok=0
     start=$(date +%s%N)
-    KITH_KERNELS=$kernels emulate neoverse-n1 "$tree/bin/kith-engine" --model "$model" --embed "$text" \
+    KITH_KERNELS=$kernels emulate neoverse-n1 "$tree/bin/kith-engine" --model "$model" --packed-cache no --embed "$text" \
         >"$logs/embed-$kernels.txt" 2>"$logs/embed-$kernels.log"
     cosine=$(awk 'NR == 1 { n = split($0, a, " "); next }
         NF == n && n > 1 { for (i = 1; i <= n; i++) { d += a[i] * $i; x += a[i] * a[i]; y += $i * $i }
@@ -123,7 +123,7 @@ run_choice() {
     start=$(date +%s%N)
     emulate cortex-a57 "$tree/tests/index_kernels_test" >"$logs/choice.log" 2>&1 &&
         grep -q 'kernels scalar' "$logs/choice.log" &&
-        ! KITH_KERNELS=neon emulate cortex-a57 "$tree/bin/kith-engine" --model "$model" --embed "$text" \
+        ! KITH_KERNELS=neon emulate cortex-a57 "$tree/bin/kith-engine" --model "$model" --packed-cache no --embed "$text" \
             >>"$logs/choice.log" 2>&1 &&
         grep -q 'cannot run the neon kernels' "$logs/choice.log" && ok=1
     say "choice-of-kernels" $ok $((1 - ok)) "$start"
@@ -140,7 +140,7 @@ make --no-print-directory -j"$jobs" programs units ARCH=aarch64 AR=aarch64-linux
     { tail -n 30 "$logs/build.log" >&2; die "the build for arm64 failed"; }
 
 echo "==> one text on both machines, and the unit tests"
-build/bin/kith-engine --model $model --embed "$text" >"$logs/embed-native.txt" || die "the native program failed"
+build/bin/kith-engine --model $model --packed-cache no --embed "$text" >"$logs/embed-native.txt" || die "the native program failed"
 rm -f "$logs"/*.count
 for job in "run_embed scalar" "run_embed neon" run_choice $(printf 'run_test:%s ' $tests); do
     while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
