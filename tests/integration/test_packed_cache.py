@@ -10,7 +10,7 @@ import struct
 import tempfile
 
 import pytest
-from kithtest import BIN, F16_MODEL, F32_MODEL, Q8_MODEL, VARIANT, run_program, wait_until
+from kithtest import BIN, F16_MODEL, F32_MODEL, Q8_MODEL, run_program, wait_until
 
 TEXT = "kept beside the model"
 NOBODY = 65534
@@ -81,9 +81,8 @@ def test_written_once_then_mapped(make_server, tmp_path, source):
     assert (first.st_ino, first.st_mtime_ns) == (last.st_ino, last.st_mtime_ns), "it was left alone"
 
 
+@pytest.mark.measures_memory
 def test_memory_is_not_of_the_process(make_server, tmp_path):
-    if VARIANT != "release":
-        pytest.skip("a sanitizer has memory of its own")
     path = put(F32_MODEL, tmp_path)
     used = []
     for word in ("no", "yes", "yes"):  # in memory, written and moved over, mapped
