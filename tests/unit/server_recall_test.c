@@ -386,8 +386,8 @@ struct churn {
 };
 
 /* Adds, moves and removes elements near the query, so that the exact 10 nearest change all the
- * time, and leaves short pauses in which they do not. How short a pause can be for a sample to fit
- * in is the machine's to say: where many of them brought none, they are made longer. */
+ * time, and leaves short pauses in which they do not. How short a pause can be for a sample to
+ * fit in is the machine's to say: where many of them brought none, they are made longer. */
 static void *churn_main(void *arg)
 {
     enum { NEAR = 20, FIRST = 1000, IN_VAIN = 300 };
