@@ -765,9 +765,9 @@ def test_kills_at_any_moment(start, fakes):
         s.start()
         learn(s, fakes)
         with s.wire(3, timeout=60) as w:
-            have = "new" if w.cmd("VDIM", "v") == DIM["new"] else "old"
             assert w.cmd("VCARD", "v") == len(oracle)
             if job(w)["state"] == "none":
+                have = "new" if w.cmd("VDIM", "v") == DIM["new"] else "old"
                 check(w, oracle, have, fakes)
     with s.wire(3, timeout=60) as w:
         wait_done(w)
