@@ -1,7 +1,7 @@
 # kith: one page that builds, tests and runs everything. `make help` says what there is.
 .DEFAULT_GOAL := all
 #
-# VARIANT=release (default) | asan | tsan   each has its own tree below build/
+# VARIANT=release (default) | asan | tsan | emulated   each has its own tree below build/
 # ARCH=aarch64 CC=aarch64-linux-gnu-gcc AR=aarch64-linux-gnu-ar   builds for ARM, below build/arm64
 # V=1 shows the commands.
 
@@ -31,6 +31,9 @@ WARN := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-protot
 OPT_release := -O3
 OPT_asan := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 OPT_tsan := -O1 -fno-omit-frame-pointer -fsanitize=thread
+# Instruction sets beyond AVX2 as SIMDe makes them of AVX2, for their tests on machines without them
+# (tools/check-isas.sh). Only the kernels and what chooses among them are compiled for it.
+OPT_emulated := -O1 -DKITH_EMULATED_ISAS=1
 # Kernels under a sanitizer, or a text takes seconds: addresses are checked in all of them, undefined
 # behaviour in the scalar ones (the sources are the same); the engine's are left out of the race
 # detector, which sees what hands them their memory.
@@ -80,13 +83,21 @@ ISAS := scalar neon
 endif
 ISA_scalar := -fno-tree-vectorize
 ISA_avx2 := -mavx2 -mfma -mf16c -mbmi2
-ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
+ISA_avx512_native := $(ISA_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
+ISA_avx512 := $(if $(filter emulated,$(VARIANT)),$(ISA_avx2) -Wno-psabi,$(ISA_avx512_native))
 ISA_neon := -march=armv8.2-a+dotprod+fp16
 
 kernel_objects = $(foreach k,$(filter $(1)/%,$(KERNEL_SRC)),$(foreach i,$(ISAS),$(OBJ)/$(k:.c=.$(i).o)))
 room_objects = $(patsubst %.c,$(OBJ)/%.o,$(filter $(1)/%,$(PLAIN_SRC))) $(call kernel_objects,$(1))
 libs = $(foreach r,$(1),$(OBJ)/lib$(r).a)
 room_libs = $(call libs,$(1) $(DEPS_$(1)))
+# The release build's libraries behind objects of this tree: of two members that define the same
+# tables the linker takes the one that came first.
+ifeq ($(VARIANT),emulated)
+ISAS := avx512
+emulated_objects = $(patsubst %.c,$(OBJ)/%.o,$(filter $(1:%=%/kernels.c),$(PLAIN_SRC))) $(foreach r,$(1),$(call kernel_objects,$(r)))
+room_libs = $(call emulated_objects,$(1) $(DEPS_$(1))) $(patsubst %,build/obj/lib%.a,$(1) $(DEPS_$(1)))
+endif
 
 PROGRAMS := $(foreach p,$(PROGRAM_SRC),$(BIN)/$(subst _,-,$(notdir $(p:.c=))))
 UNIT_SRC := $(wildcard tests/unit/*_test.c)
@@ -97,8 +108,8 @@ FUZZERS := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(FUZZ_SRC))
 BENCH_SRC := $(wildcard bench/*.c)
 BENCHES := $(foreach p,$(BENCH_SRC),$(BIN)/$(subst _,-,$(notdir $(p:.c=))))
 
-.PHONY: all programs deps deps-test model models run test test-quick check check-long check-arm64 bench \
-	bench-vsets fuzz lint format clean help install docs units
+.PHONY: all programs deps deps-test model models run test test-quick check check-long check-arm64 \
+	check-isas bench bench-vsets fuzz lint format clean help install docs units
 
 all: deps
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
@@ -134,6 +145,13 @@ check-arm64: deps
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
 	@BIN='$(BIN)' tools/model.sh q8_0
 	@JOBS='$(JOBS)' tools/check-arm64.sh
+
+#: make check-isas  runs the kernels of instruction sets that this processor may lack (AVX-512 and
+#:                 later), emulated, under the unit tests that depend on them (minutes)
+check-isas: deps deps-test
+	@$(MAKE) --no-print-directory -j$(JOBS) programs
+	@BIN='$(BIN)' tools/model.sh f32 f16 q8_0
+	@JOBS='$(JOBS)' tools/check-isas.sh
 
 #: make bench      the figures of the README, beside their peers, as tables, CSV and PNG
 bench: deps deps-test

@@ -17,6 +17,14 @@ extern const struct product_kernels product_kernels_neon;
 extern const struct row_kernels row_kernels_neon;
 #endif
 
+/* A build with emulated sets (VARIANT=emulated) has those beyond AVX2 in AVX2's instructions:
+ * they run where AVX2 does, and are used only when they are asked for. */
+#if KITH_EMULATED_ISAS
+enum { EMULATED = 1 };
+#else
+enum { EMULATED = 0 };
+#endif
+
 static bool always(void)
 {
     return true;
@@ -31,9 +39,11 @@ static bool has_avx2(void)
 
 static bool has_avx512(void)
 {
-    return has_avx2() && __builtin_cpu_supports("avx512f") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    return has_avx2() &&
+           (EMULATED ||
+            (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512vnni")));
 }
 #elif defined(__aarch64__)
 /* What the Makefile's -march for this set allows the compiler. */
@@ -48,14 +58,15 @@ static bool has_neon(void)
 static const struct candidate {
     struct engine_kernels kernels;
     bool (*runs_here)(void);
+    bool only_by_name;
 } candidates[] = {
 #if defined(__x86_64__)
-    {{"avx512", &product_kernels_avx512, &row_kernels_avx512}, has_avx512},
-    {{"avx2", &product_kernels_avx2, &row_kernels_avx2}, has_avx2},
+    {{"avx512", &product_kernels_avx512, &row_kernels_avx512}, has_avx512, EMULATED},
+    {{"avx2", &product_kernels_avx2, &row_kernels_avx2}, has_avx2, false},
 #elif defined(__aarch64__)
-    {{"neon", &product_kernels_neon, &row_kernels_neon}, has_neon},
+    {{"neon", &product_kernels_neon, &row_kernels_neon}, has_neon, false},
 #endif
-    {{"scalar", &product_kernels_scalar, &row_kernels_scalar}, always},
+    {{"scalar", &product_kernels_scalar, &row_kernels_scalar}, always, false},
 };
 
 enum { N_CANDIDATES = sizeof candidates / sizeof candidates[0] };
@@ -83,7 +94,7 @@ int engine_kernels(const struct engine_kernels **out, struct err *e)
         return rc == 0 ? 0 : (err_wrap(e, "KITH_KERNELS"), rc);
     }
     int i = 0;
-    while (!candidates[i].runs_here())
+    while (candidates[i].only_by_name || !candidates[i].runs_here())
         i++;
     *out = &candidates[i].kernels;
     return 0;

@@ -14,7 +14,13 @@
 #include <stdint.h>
 #include <string.h>
 
+#if KITH_EMULATED_ISAS
+/* An instruction is a page of others there, of which hundreds of copies take minutes to
+ * compile. */
+#define KERNEL_INLINE static __attribute__((noinline, unused))
+#else
 #define KERNEL_INLINE static inline __attribute__((always_inline, unused))
+#endif
 #define LANES_PASTE_(a, b) a##b
 #define LANES_PASTE(a, b) LANES_PASTE_(a, b)
 /* KERNEL_TABLE(row_kernels_) names this variant's table: row_kernels_avx2. */

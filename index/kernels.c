@@ -1,6 +1,7 @@
 #include "index/kernels.h"
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,8 +16,26 @@ extern const struct vector_kernels vector_kernels_avx2, vector_kernels_avx512;
 extern const struct vector_kernels vector_kernels_neon;
 #endif
 
+/* A build with emulated sets (VARIANT=emulated) has those beyond AVX2 in AVX2's instructions:
+ * they run where AVX2 does, and are used only when they are asked for. */
+#if KITH_EMULATED_ISAS
+enum { EMULATED = 1 };
+#else
+enum { EMULATED = 0 };
+#endif
+
 static const struct vector_kernels *chosen;
 static pthread_once_t chosen_once = PTHREAD_ONCE_INIT;
+
+#if defined(__x86_64__)
+static bool has_avx512(void)
+{
+    return EMULATED ||
+           (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+            __builtin_cpu_supports("avx512vnni"));
+}
+#endif
 
 const struct vector_kernels *kernels_named(const char *name)
 {
@@ -33,9 +52,7 @@ const struct vector_kernels *kernels_named(const char *name)
         return NULL;
     if (strcmp(name, "avx2") == 0)
         return &vector_kernels_avx2;
-    if (strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+    if (strcmp(name, "avx512") == 0 && has_avx512())
         return &vector_kernels_avx512;
 #elif defined(__aarch64__)
     /* What the Makefile's -march for this set allows the compiler. */
@@ -48,10 +65,11 @@ const struct vector_kernels *kernels_named(const char *name)
 
 static void choose(void)
 {
+    /* The first is the one that may be emulated. */
     static const char *const best_first[] = {"avx512", "avx2", "neon", "scalar"};
     const char *forced = getenv("KITH_KERNELS");
     chosen = forced ? kernels_named(forced) : NULL;
-    for (size_t i = 0; !chosen; i++)
+    for (size_t i = EMULATED; !chosen; i++)
         chosen = kernels_named(best_first[i]);
 }
 

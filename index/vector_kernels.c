@@ -399,7 +399,15 @@ static inline simde__m256i fold_i(simde__m512i v)
 /* SIMDe 0.7 has no name for this one; this set is built for x86 alone. */
 static inline simde__m512 wide_f_load_half(const uint16_t *p)
 {
+#if KITH_EMULATED_ISAS
+    float values[F32_STEP];
+    for (int i = 0; i < F32_STEP; i += 8)
+        simde_mm256_storeu_ps(
+            values + i, simde_mm256_cvtph_ps(simde_mm_loadu_si128((const void *)(p + i))));
+    return simde_mm512_loadu_ps(values);
+#else
     return _mm512_cvtph_ps(simde_mm256_loadu_si256((const void *)p));
+#endif
 }
 
 static inline float wide_f_sum(simde__m512 v)

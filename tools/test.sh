@@ -56,6 +56,18 @@ for t in "$root"/tests/*_test; do
 done
 wait
 
+# Sets that this processor may lack: a short form of `make check-isas`, so that they do not rot.
+if [ "$variant" = release ] && [ "$(uname -m)" = x86_64 ]; then
+    say "==> emulated instruction sets"
+    TESTS="engine_kernels index_kernels" tools/check-isas.sh >"$logs/check-isas.log" 2>&1
+    code=$?
+    grep -v ' failed$' "$logs/check-isas.log" | grep .
+    read -r ok bad < <(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$logs/check-isas.log")
+    [ "$code" != 0 ] && [ "${bad:-0}" = 0 ] && bad=1
+    passed=$((passed + ${ok:-0})) failed=$((failed + ${bad:-0}))
+    [ "$code" = 0 ] || failures+="emulated instruction sets: see $logs/check-isas.log"$'\n'
+fi
+
 say "==> fuzz corpora ($variant)"
 for r in "$root"/tests/replay_fuzz_*; do
     [ -x "$r" ] || continue

@@ -583,6 +583,23 @@ static void quantized_rows(void **state)
     each(check_quantize);
 }
 
+#if KITH_EMULATED_ISAS
+/* Else the tests above would pass by leaving them out. */
+static void emulated_by_name_alone(void **state)
+{
+    (void)state;
+    static const char *const emulated[] = {"avx512"};
+    const struct engine_kernels *k;
+    unsetenv("KITH_KERNELS");
+    for (size_t i = 0; i < sizeof emulated / sizeof *emulated; i++) {
+        assert_int_equal(engine_kernels(&k, NULL), 0);
+        assert_string_not_equal(k->name, emulated[i]);
+        assert_int_equal(engine_kernels_named(&k, emulated[i], NULL), 0);
+        assert_string_equal(k->name, emulated[i]);
+    }
+}
+#endif
+
 static void chosen_by_name(void **state)
 {
     (void)state;
@@ -614,6 +631,9 @@ int main(void)
         cmocka_unit_test(norms),
         cmocka_unit_test(quantized_rows),
         cmocka_unit_test(chosen_by_name),
+#if KITH_EMULATED_ISAS
+        cmocka_unit_test(emulated_by_name_alone),
+#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

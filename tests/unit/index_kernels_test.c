@@ -157,6 +157,9 @@ static void every_set_agrees_with_scalar(void **state)
             check_length(t, rng_below(&rng, LONGEST));
     }
     assert_null(kernels_named("abacus"));
+#if KITH_EMULATED_ISAS /* else it could be left out above */
+    assert_non_null(kernels_named("avx512"));
+#endif
 }
 
 static void extreme_products_do_not_overflow(void **state)
