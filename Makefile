@@ -78,6 +78,8 @@ HEADERS := $(wildcard $(addsuffix /*.h,$(ROOMS) tools tests/unit tests/fuzz benc
 
 ifeq ($(ARCH),x86_64)
 ISAS := scalar avx2 avx512
+# Those that differ from AVX-512 in products alone.
+ISAS_product := amx
 else
 ISAS := scalar neon
 endif
@@ -85,9 +87,12 @@ ISA_scalar := -fno-tree-vectorize
 ISA_avx2 := -mavx2 -mfma -mf16c -mbmi2
 ISA_avx512_native := $(ISA_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
 ISA_avx512 := $(if $(filter emulated,$(VARIANT)),$(ISA_avx2) -Wno-psabi,$(ISA_avx512_native))
+ISA_amx_native := -mamx-tile -mamx-int8
+ISA_amx := $(ISA_avx512) $(if $(filter emulated,$(VARIANT)),,$(ISA_amx_native)) -DKITH_ISA_avx512=1
 ISA_neon := -march=armv8.2-a+dotprod+fp16
 
-kernel_objects = $(foreach k,$(filter $(1)/%,$(KERNEL_SRC)),$(foreach i,$(ISAS),$(OBJ)/$(k:.c=.$(i).o)))
+isas_of = $(ISAS) $(if $(filter engine/product_kernels.c,$(1)),$(ISAS_product))
+kernel_objects = $(foreach k,$(filter $(1)/%,$(KERNEL_SRC)),$(foreach i,$(call isas_of,$(k)),$(OBJ)/$(k:.c=.$(i).o)))
 room_objects = $(patsubst %.c,$(OBJ)/%.o,$(filter $(1)/%,$(PLAIN_SRC))) $(call kernel_objects,$(1))
 libs = $(foreach r,$(1),$(OBJ)/lib$(r).a)
 room_libs = $(call libs,$(1) $(DEPS_$(1)))
@@ -223,7 +228,7 @@ $(OBJ)/%_kernels.$(1).o: %_kernels.c
 	$(Q)mkdir -p $$(@D)
 	$(Q)$(CC) $(CFLAGS) $(ISA_$(1)) $$(call KERNEL_OPT,$(1),$$<) -ffp-contract=fast -DKITH_ISA=$(1) -DKITH_ISA_$(1)=1 -MMD -MP -c $$< -o $$@
 endef
-$(foreach i,$(ISAS),$(eval $(call KERNEL_RULE,$(i))))
+$(foreach i,$(ISAS) $(ISAS_product),$(eval $(call KERNEL_RULE,$(i))))
 
 define ROOM_RULE
 $(OBJ)/lib$(1).a: $(call room_objects,$(1))

@@ -5,12 +5,17 @@
 #include <string.h>
 #if defined(__aarch64__)
 #include <sys/auxv.h>
+#elif defined(__x86_64__)
+#include <pthread.h>
+
+#include "engine/amx.h"
 #endif
 
 extern const struct product_kernels product_kernels_scalar;
 extern const struct row_kernels row_kernels_scalar;
 #if defined(__x86_64__)
-extern const struct product_kernels product_kernels_avx2, product_kernels_avx512;
+extern const struct product_kernels product_kernels_avx2, product_kernels_avx512,
+    product_kernels_amx;
 extern const struct row_kernels row_kernels_avx2, row_kernels_avx512;
 #elif defined(__aarch64__)
 extern const struct product_kernels product_kernels_neon;
@@ -45,7 +50,39 @@ static bool has_avx512(void)
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512vnni")));
 }
-#elif defined(__aarch64__)
+
+static pthread_once_t amx_once = PTHREAD_ONCE_INIT;
+static struct err amx_why; /* code 0: it works */
+
+static void try_amx(void)
+{
+    const struct amx_steps steps = {amx_announced, amx_permit, &product_kernels_amx,
+                                    &product_kernels_avx512};
+    amx_check(&steps, &amx_why);
+}
+
+static bool has_amx(void)
+{
+    if (!has_avx512() || EMULATED)
+        return has_avx512();
+    if (!amx_announced()) /* leaves nothing to be said */
+        return false;
+    pthread_once(&amx_once, try_amx);
+    return amx_why.code == 0;
+}
+
+const char *engine_kernels_refused(void)
+{
+    return amx_why.message;
+}
+#else
+const char *engine_kernels_refused(void)
+{
+    return "";
+}
+#endif
+
+#if defined(__aarch64__)
 /* What the Makefile's -march for this set allows the compiler. */
 static bool has_neon(void)
 {
@@ -61,6 +98,7 @@ static const struct candidate {
     bool only_by_name;
 } candidates[] = {
 #if defined(__x86_64__)
+    {{"amx", &product_kernels_amx, &row_kernels_avx512}, has_amx, EMULATED},
     {{"avx512", &product_kernels_avx512, &row_kernels_avx512}, has_avx512, EMULATED},
     {{"avx2", &product_kernels_avx2, &row_kernels_avx2}, has_avx2, false},
 #elif defined(__aarch64__)

@@ -4,9 +4,10 @@
  * A table of plain functions: products of packed matrices, and the operations on one row of
  * activations that stand between products. They know no model, allocate nothing, cannot fail.
  * `*_kernels.c` is compiled for scalar and, on x86, AVX2 and AVX-512 (with VNNI), on ARM NEON
- * (ARMv8.2 with the dot products and half precision); engine_kernels() picks one table at start
- * from what the processor has. KITH_KERNELS=scalar|avx2|avx512|neon asks for one by name. The
- * scalar variant is the oracle of the others.
+ * (ARMv8.2 with the dot products and half precision), products also for AMX beside AVX-512;
+ * engine_kernels() picks one table at start from what the processor has.
+ * KITH_KERNELS=scalar|avx2|avx512|amx|neon asks for one by name. The scalar variant is the
+ * oracle of the others.
  *
  * A packed matrix is cut into panels of P = `panel` output columns (two vectors). k runs down:
  *
@@ -132,7 +133,11 @@ struct engine_kernels {
 };
 
 /* The best table of this processor, or the one KITH_KERNELS names (KITH_EUNSUPPORTED where the
- * processor or the build lacks it, KITH_EINVAL where the name is none). */
+ * processor or the build lacks it, KITH_EINVAL where the name is none). The first call may
+ * fork, see amx.h. */
 int engine_kernels(const struct engine_kernels **out, struct err *e);
+/* After that: why a set that this processor announces was not taken, "" where there is nothing
+ * to say. For a log. */
+const char *engine_kernels_refused(void);
 /* By name; the same errors. For tests and benches. */
 int engine_kernels_named(const struct engine_kernels **out, const char *name, struct err *e);

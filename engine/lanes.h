@@ -85,6 +85,10 @@ KERNEL_INLINE vi vi_set(int32_t x)
 {
     return simde_mm512_set1_epi32(x);
 }
+KERNEL_INLINE vi vi_load(const int32_t *p)
+{
+    return simde_mm512_loadu_si512(p);
+}
 KERNEL_INLINE vi vi_add(vi a, vi b)
 {
     return simde_mm512_add_epi32(a, b);

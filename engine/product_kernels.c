@@ -1,10 +1,10 @@
 /* Products of packed matrices (the layouts are drawn in kernels.h).
  *
- * All products hold a tile of TILE_ROWS rows by one panel of two vectors in registers and run
- * down k; one element (f32) or four (int8) of each row are broadcast against the two vectors of
- * weights. The panel's bytes are the outer loop and the rows the inner one, so a panel comes
- * from the far caches once for all the rows of a call, and the rows, a few tens, stay in the
- * first two.
+ * All products but AMX's hold a tile of TILE_ROWS rows by one panel of two vectors in registers
+ * and run down k; one element (f32) or four (int8) of each row are broadcast against the two
+ * vectors of weights. The panel's bytes are the outer loop and the rows the inner one, so a
+ * panel comes from the far caches once for all the rows of a call, and the rows, a few tens,
+ * stay in the first two.
  *
  * int8, one 32-input block of the AVX-512 tile of 6 x 32 (96 VPDPBUSD, then 12 conversions and
  * 12 multiply-adds with the block's scales):
@@ -26,6 +26,22 @@
  * |w| * |code| * 2 <= 127 * 127 * 2 = 32258 fits. The difference of 128 is paid once a tile
  * through SIDE_SUM.
  *
+ * AMX multiplies the same bytes: 8 lines of half a panel are a tile of weights, the codes of 16
+ * rows another, and one TDPBUSD gives the 16 x 16 sums of a block. They leave the tiles through
+ * memory, are multiplied by the block's scales there, and 32 x 32 float accumulators do not fit
+ * registers either: so four blocks are multiplied first, then added up row by row, 25 KB of
+ * sums and accumulators and panel in the first cache. A block of 32 x 32, in cycles of each
+ * unit:
+ *
+ *      TDPBUSD                   4 of 16                                                 64
+ *      conversions and FMA       2 x 64 vectors, two a cycle                             64
+ *      stores                    64 rows of tiles, 64 accumulators a fourth of the time  80
+ *      loads                     48 rows of tiles, 64 sums, 16 accumulators, two a cycle 64
+ *
+ * that is about 80 where all of it overlaps, and the VNNI tile takes 60 for 6 rows, 320 for 32.
+ * A tile holds 64 inputs: with 32 a block half of the unit's speed is out of reach. Expected,
+ * not measured. Fewer rows than a tile has go to VNNI.
+ *
  * NEON's SDOT is signed on both sides, and its codes become signed in the same way. (USDOT,
  * which takes them as they are, belongs to a later extension that few processors have yet; what
  * it would save is one exclusive or for 8 SDOT.) SDOT, FMLA and SMLAL take a factor from any
@@ -36,6 +52,9 @@
 
 #include "engine/kernels.h"
 #include "engine/lanes.h"
+#if defined(KITH_ISA_amx)
+#include "engine/tiles.h"
+#endif
 
 enum {
     PANEL = 2 * LANES,
@@ -269,6 +288,27 @@ KERNEL_INLINE void int8_block(const int rows, const uint8_t *codes, size_t strid
 }
 #endif
 
+/* The block sums of row r, each times its scale, to a row of the result. */
+KERNEL_INLINE void int8_row_out(const struct int8_rows *a, size_t r, const vf y[2],
+                                const float *side_weights, float *c)
+{
+    float row_scale = a->scales[r];
+    const float *side = a->side[r];
+    vf scale = vf_set(row_scale);
+    /* Signed codes leave 128 out of each: their share is that of the offset. */
+    vf center = vf_set((float)CODES_CENTER * row_scale + side[SIDE_SUM]);
+    const float *s = side_weights;
+    vf y0 = vf_mul(y[0], scale), y1 = vf_mul(y[1], scale);
+#pragma GCC unroll 6
+    for (int t = 0; t < N_SIDE; t++, s += PANEL) {
+        vf x = t == SIDE_SUM ? center : vf_set(side[t]);
+        y0 = vf_fma(x, vf_load(s), y0);
+        y1 = vf_fma(x, vf_load(s + LANES), y1);
+    }
+    vf_store(c, y0);
+    vf_store(c + LANES, y1);
+}
+
 KERNEL_INLINE void int8_tile(const int rows, const struct int8_rows *a, size_t first,
                              const char *panel, uint32_t n_blocks, const float *side_weights,
                              float *c, size_t c_stride)
@@ -290,23 +330,8 @@ KERNEL_INLINE void int8_tile(const int rows, const struct int8_rows *a, size_t f
         }
     }
 #pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) {
-        float row_scale = a->scales[first + (size_t)r];
-        const float *side = a->side[first + (size_t)r];
-        vf scale = vf_set(row_scale);
-        /* Signed codes leave 128 out of each: their share is that of the offset. */
-        vf center = vf_set((float)CODES_CENTER * row_scale + side[SIDE_SUM]);
-        const float *s = side_weights;
-        vf y0 = vf_mul(y[r][0], scale), y1 = vf_mul(y[r][1], scale);
-#pragma GCC unroll 6
-        for (int t = 0; t < N_SIDE; t++, s += PANEL) {
-            vf x = t == SIDE_SUM ? center : vf_set(side[t]);
-            y0 = vf_fma(x, vf_load(s), y0);
-            y1 = vf_fma(x, vf_load(s + LANES), y1);
-        }
-        vf_store(c + (size_t)r * c_stride, y0);
-        vf_store(c + (size_t)r * c_stride + LANES, y1);
-    }
+    for (int r = 0; r < rows; r++)
+        int8_row_out(a, first + (size_t)r, y[r], side_weights, c + (size_t)r * c_stride);
 }
 
 static void product_int8(const struct int8_rows *a, uint32_t first, uint32_t n_rows,
@@ -323,6 +348,116 @@ static void product_int8(const struct int8_rows *a, uint32_t first, uint32_t n_r
         }
     }
 }
+
+#if defined(KITH_ISA_amx)
+/* The tiles' registers: sums [half of the rows][half of the panel] in 0 .. 3, the codes of 16
+ * rows in 4 and 5, the weights of half a panel in 6 and 7, all of one block of inputs. */
+enum { TILED_ROWS = 16, UNIT_ROWS = 2 * TILED_ROWS, UNIT_BLOCKS = 4 };
+
+static const struct tile_shapes shapes = {
+    .palette = 1,
+    .row_bytes = {64, 64, 64, 64, INT8_BLOCK, INT8_BLOCK, 64, 64},
+    .rows = {TILED_ROWS, TILED_ROWS, TILED_ROWS, TILED_ROWS, TILED_ROWS, TILED_ROWS,
+             INT8_BLOCK / 4, INT8_BLOCK / 4},
+};
+
+/* Sums of one block, for 16 rows a half. */
+KERNEL_INLINE void tiled_block(const int halves, const uint8_t *codes, size_t stride,
+                               const char *w, int32_t sums[][PANEL])
+{
+    TILE_LOAD(6, w, 4 * PANEL);
+    TILE_LOAD(7, w + 4 * LANES, 4 * PANEL);
+    TILE_LOAD(4, codes, stride);
+    TILE_ZERO(0);
+    TILE_DPBUSD(0, 4, 6);
+    TILE_ZERO(1);
+    TILE_DPBUSD(1, 4, 7);
+    if (halves == 2) {
+        TILE_LOAD(5, codes + TILED_ROWS * stride, stride);
+        TILE_ZERO(2);
+        TILE_DPBUSD(2, 5, 6);
+        TILE_ZERO(3);
+        TILE_DPBUSD(3, 5, 7);
+    }
+    TILE_STORE(0, sums[0], sizeof sums[0]);
+    TILE_STORE(1, sums[0] + LANES, sizeof sums[0]);
+    if (halves == 2) {
+        TILE_STORE(2, sums[TILED_ROWS], sizeof sums[0]);
+        TILE_STORE(3, sums[TILED_ROWS] + LANES, sizeof sums[0]);
+    }
+}
+
+/* y += sums * scales for the blocks of a chunk, whose scales stay in registers. */
+KERNEL_INLINE void tiled_add(const int n_rows, const int n_blocks, const char *panel,
+                             int32_t (*sums)[UNIT_ROWS][PANEL], float y[][PANEL])
+{
+    for (int r = 0; r < n_rows; r++) {
+        vf y0 = vf_load(y[r]), y1 = vf_load(y[r] + LANES);
+#pragma GCC unroll 4
+        for (int b = 0; b < n_blocks; b++) {
+            const float *scales =
+                (const float *)(const void *)(panel + b * BLOCK_BYTES + PANEL * INT8_BLOCK);
+            y0 = vf_fma(vf_of_vi(vi_load(sums[b][r])), vf_load(scales), y0);
+            y1 = vf_fma(vf_of_vi(vi_load(sums[b][r] + LANES)), vf_load(scales + LANES), y1);
+        }
+        vf_store(y[r], y0);
+        vf_store(y[r] + LANES, y1);
+    }
+}
+
+static void tiled_unit(const int halves, const struct int8_rows *a, size_t first,
+                       const char *panel, uint32_t n_blocks, const float *side_weights,
+                       float *c, size_t c_stride)
+{
+    _Alignas(64) int32_t sums[UNIT_BLOCKS][UNIT_ROWS][PANEL];
+    _Alignas(64) float y[UNIT_ROWS][PANEL];
+    const int rows = halves * TILED_ROWS;
+    const uint8_t *codes = a->codes + first * a->stride;
+    memset(y, 0, (size_t)rows * sizeof y[0]);
+    for (uint32_t left = n_blocks; left > 0;) {
+        int n = left < UNIT_BLOCKS ? (int)left : UNIT_BLOCKS;
+        for (int b = 0; b < n; b++)
+            tiled_block(halves, codes + b * INT8_BLOCK, a->stride, panel + b * BLOCK_BYTES,
+                        sums[b]);
+        if (n == UNIT_BLOCKS)
+            tiled_add(rows, UNIT_BLOCKS, panel, sums, y);
+        else
+            tiled_add(rows, n, panel, sums, y);
+        codes += n * INT8_BLOCK;
+        panel += n * BLOCK_BYTES;
+        left -= (uint32_t)n;
+    }
+    for (int r = 0; r < rows; r++) {
+        const vf row[2] = {vf_load(y[r]), vf_load(y[r] + LANES)};
+        int8_row_out(a, first + (size_t)r, row, side_weights, c + (size_t)r * c_stride);
+    }
+}
+
+static void product_int8_tiled(const struct int8_rows *a, uint32_t first, uint32_t n_rows,
+                               const void *panels, uint32_t n_blocks, uint32_t n_panels,
+                               const float *side_weights, float *c, size_t c_stride)
+{
+    if (n_rows < TILED_ROWS) {
+        product_int8(a, first, n_rows, panels, n_blocks, n_panels, side_weights, c, c_stride);
+        return;
+    }
+    tile_configure(&shapes);
+    for (uint32_t p = 0; p < n_panels; p++) {
+        const char *panel = (const char *)panels + (size_t)p * n_blocks * BLOCK_BYTES;
+        const float *side = side_weights + (size_t)p * N_SIDE * PANEL;
+        float *out = c + (size_t)p * PANEL;
+        uint32_t r = 0;
+        for (; r + UNIT_ROWS <= n_rows; r += UNIT_ROWS)
+            tiled_unit(2, a, first + r, panel, n_blocks, side, out + r * c_stride, c_stride);
+        for (; r < n_rows; r += TILED_ROWS) {
+            /* The last rows may be fewer than 16: some are then computed twice. */
+            uint32_t at = r + TILED_ROWS <= n_rows ? r : n_rows - TILED_ROWS;
+            tiled_unit(1, a, first + at, panel, n_blocks, side, out + at * c_stride, c_stride);
+        }
+    }
+    tile_release();
+}
+#endif
 
 #if defined(KITH_ISA_neon)
 enum { WORDS_LOAD = 8 };
@@ -556,7 +691,11 @@ extern const struct product_kernels KERNEL_TABLE(product_kernels_);
 const struct product_kernels KERNEL_TABLE(product_kernels_) = {
     .panel = PANEL,
     .f32 = product_f32,
+#if defined(KITH_ISA_amx)
+    .int8 = product_int8_tiled,
+#else
     .int8 = product_int8,
+#endif
     .int16 = product_int16,
     .transpose = transpose,
 };

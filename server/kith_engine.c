@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/program.h"
+#include "engine/kernels.h"
 #include "engine/tokenizer.h"
 #include "server/engine_options.h"
 #include "server/engine_service.h"
@@ -207,6 +208,16 @@ static int run_once(const struct engine_options *o)
     return rc ? 1 : 0;
 }
 
+/* While there are no threads, since it may fork. A wrong KITH_KERNELS is told by who loads a
+ * model with it. */
+static void choose_kernels(void)
+{
+    const struct engine_kernels *kernels;
+    engine_kernels(&kernels, NULL);
+    if (*engine_kernels_refused())
+        log_warning("%s; computing without it", engine_kernels_refused());
+}
+
 int main(int argc, char **argv)
 {
     if (program_answers(argc, argv, "kith-engine", engine_options_help))
@@ -220,6 +231,7 @@ int main(int argc, char **argv)
         return EXIT_USAGE;
     }
     log_open(NULL, "engine");
+    choose_kernels();
     bool people = o.embed || o.rerank || o.tokenize || o.tokenize_file;
     int status = people ? run_once(&o) : serve(&o);
     engine_options_deinit(&o);

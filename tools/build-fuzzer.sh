@@ -42,8 +42,8 @@ for source in $sources; do
         $compile_flags $isa -c "$source" -o "$object"
 done
 
-# x_avx2, x_avx512 and x_neon stand for x_scalar.
-for variant in $(nm -u "$work"/*.o | sed -n 's/^ *U \(.*_\(avx2\|avx512\|neon\)\)$/\1/p' | sort -u); do
+# x_avx2, x_avx512, x_amx and so on stand for x_scalar.
+for variant in $(nm -u "$work"/*.o | sed -n 's/^ *U \(.*_\(avx2\|avx512\|amx\|neon\)\)$/\1/p' | sort -u); do
     link_flags="$link_flags -Wl,--defsym=$variant=${variant%_*}_scalar"
 done
 # shellcheck disable=SC2086

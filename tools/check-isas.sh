@@ -10,8 +10,9 @@ set -u
 cd "$(dirname "$0")/.."
 tree=build/emulated
 logs=$tree/test-logs
-sets_engine="avx512" sets_index="avx512"
-tests=${TESTS:-engine_golden engine_fast engine_embedder engine_kernels index_kernels index_hnsw index_vectors}
+sets_engine="avx512 amx" sets_index="avx512"
+once="engine_amx engine_kernels" # they go through all sets themselves
+tests=${TESTS:-engine_golden engine_fast engine_embedder engine_amx engine_kernels index_kernels index_hnsw index_vectors}
 model=build/models/all-MiniLM-L6-v2.q8_0.gguf
 text="kith keeps vectors near their kin"
 jobs=${JOBS:-$(nproc)}
@@ -64,6 +65,7 @@ rm -f "$logs"/*.count
 list=()
 for t in $tests; do
     sets=sets_${t%%_*}
+    [[ " $once " == *" $t "* ]] && list+=("run_test ${!sets##* } $t") && continue
     for s in ${!sets}; do list+=("run_test $s $t"); done
 done
 targets=$(printf "$tree/tests/%s_test " $tests)

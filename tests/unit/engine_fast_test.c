@@ -301,7 +301,7 @@ static double run_and_compare(const struct rig *m, enum model_precision precisio
 static void matches_the_reference(void **state)
 {
     (void)state;
-    static const char *const isas[] = {"scalar", "avx2", "avx512", "neon"};
+    static const char *const isas[] = {"scalar", "avx2", "avx512", "amx", "neon"};
     static const struct {
         uint32_t n_embd, n_heads, n_ff;
         enum pooling pooling;
@@ -460,7 +460,7 @@ static void check_fast(const struct rig *m, const struct parts *p, const char *i
 /* The plain pass once, and every instruction set and precision against it. */
 static void check_parts(const struct parts *p, enum tensor_type type)
 {
-    static const char *const isas[] = {"scalar", "avx2", "avx512", "neon"};
+    static const char *const isas[] = {"scalar", "avx2", "avx512", "amx", "neon"};
     static struct texts texts;
     struct rig m;
     rig_make(&m, type, 128, 4, 96, p);

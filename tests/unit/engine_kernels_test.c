@@ -9,9 +9,9 @@
 #include "engine/kernels.h"
 #include "tests/unit/unit.h"
 
-enum { SEED = 20, ROWS_MAX = 14, PANELS_MAX = 3, N_MAX = 1536 };
+enum { SEED = 20, ROWS_MAX = 14, INT8_ROWS_MAX = 70, PANELS_MAX = 3, N_MAX = 1536 };
 
-static const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
+static const char *const names[] = {"scalar", "avx2", "avx512", "amx", "neon"};
 static struct rng rng;
 
 static float uniform(float from, float to)
@@ -114,9 +114,9 @@ static struct int8_case int8_case_new(uint32_t panel, uint32_t n_blocks)
 {
     struct int8_case t = {.n_blocks = n_blocks, .n_panels = PANELS_MAX, .panel = panel};
     t.rows.stride = n_blocks * INT8_BLOCK + 7;
-    t.rows.codes = make(ROWS_MAX * t.rows.stride);
-    t.rows.scales = make(ROWS_MAX * sizeof(float));
-    t.rows.side = make(ROWS_MAX * sizeof *t.rows.side);
+    t.rows.codes = make(INT8_ROWS_MAX * t.rows.stride);
+    t.rows.scales = make(INT8_ROWS_MAX * sizeof(float));
+    t.rows.side = make(INT8_ROWS_MAX * sizeof *t.rows.side);
     t.panels = make((size_t)PANELS_MAX * n_blocks * panel * (INT8_BLOCK + sizeof(float)));
     t.side_weights = make((size_t)PANELS_MAX * N_SIDE * panel * sizeof(float));
     return t;
@@ -169,7 +169,7 @@ static int8_t weight_of(enum pattern p, uint32_t k)
 static void int8_case_fill(struct int8_case *t, enum pattern codes, enum pattern weights)
 {
     uint32_t n = t->n_blocks * INT8_BLOCK;
-    for (uint32_t r = 0; r < ROWS_MAX; r++) {
+    for (uint32_t r = 0; r < INT8_ROWS_MAX; r++) {
         for (uint32_t k = 0; k < n; k++)
             t->rows.codes[r * t->rows.stride + k] = code_of(codes, k);
         t->rows.scales[r] = uniform(0.001f, 0.02f);
@@ -210,26 +210,41 @@ static double int8_expected(const struct int8_case *t, uint32_t r, uint32_t j,
     return y;
 }
 
+static void check_int8_rows(const struct engine_kernels *k, const struct int8_case *t,
+                            uint32_t first, uint32_t rows)
+{
+    const float untouched = 12345;
+    uint32_t width = PANELS_MAX * t->panel;
+    float *c = make((size_t)(rows + 1) * width * sizeof *c);
+    for (uint32_t j = 0; j < width; j++)
+        c[rows * width + j] = untouched;
+    k->product->int8(&t->rows, first, rows, t->panels, t->n_blocks, t->n_panels,
+                     t->side_weights, c, width);
+    for (uint32_t r = 0; r < rows; r++)
+        for (uint32_t j = 0; j < width; j++) {
+            double magnitude, y = int8_expected(t, first + r, j, &magnitude);
+            assert_true(fabs(y - (double)c[r * width + j]) < 2e-6 * magnitude);
+        }
+    for (uint32_t j = 0; j < width; j++)
+        assert_true(c[rows * width + j] == untouched);
+    free(c);
+}
+
+/* Rows around the sizes of tiles, blocks around the numbers that are added up together. */
 static void check_int8(const struct engine_kernels *k)
 {
-    uint32_t panel = k->product->panel, width = PANELS_MAX * panel;
-    float *c = make((size_t)ROWS_MAX * width * sizeof *c);
-    for (uint32_t n_blocks = 1; n_blocks <= 12; n_blocks += 11)
+    static const uint32_t blocks[] = {1, 5, 12};
+    static const uint32_t counts[] = {1, 6, 13, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 70};
+    for (size_t b = 0; b < sizeof blocks / sizeof *blocks; b++)
         for (int p = 0; p < N_PATTERNS * N_PATTERNS; p++) {
-            struct int8_case t = int8_case_new(panel, n_blocks);
+            struct int8_case t = int8_case_new(k->product->panel, blocks[b]);
             int8_case_fill(&t, (enum pattern)(p / N_PATTERNS), (enum pattern)(p % N_PATTERNS));
-            uint32_t first = (uint32_t)rng_below(&rng, ROWS_MAX);
-            uint32_t rows = 1 + (uint32_t)rng_below(&rng, ROWS_MAX - first);
-            k->product->int8(&t.rows, first, rows, t.panels, n_blocks, t.n_panels,
-                             t.side_weights, c, width);
-            for (uint32_t r = 0; r < rows; r++)
-                for (uint32_t j = 0; j < width; j++) {
-                    double magnitude, y = int8_expected(&t, first + r, j, &magnitude);
-                    assert_true(fabs(y - (double)c[r * width + j]) < 2e-6 * magnitude);
-                }
+            uint32_t rows = 1 + (uint32_t)rng_below(&rng, 40);
+            check_int8_rows(k, &t, (uint32_t)rng_below(&rng, INT8_ROWS_MAX - rows + 1), rows);
+            for (size_t i = 0; p == 0 && i < sizeof counts / sizeof *counts; i++)
+                check_int8_rows(k, &t, INT8_ROWS_MAX - counts[i], counts[i]);
             int8_case_free(&t);
         }
-    free(c);
 }
 
 static void int8_product(void **state)
@@ -588,7 +603,7 @@ static void quantized_rows(void **state)
 static void emulated_by_name_alone(void **state)
 {
     (void)state;
-    static const char *const emulated[] = {"avx512"};
+    static const char *const emulated[] = {"avx512", "amx"};
     const struct engine_kernels *k;
     unsetenv("KITH_KERNELS");
     for (size_t i = 0; i < sizeof emulated / sizeof *emulated; i++) {
