@@ -79,7 +79,7 @@ HEADERS := $(wildcard $(addsuffix /*.h,$(ROOMS) tools tests/unit tests/fuzz benc
 ifeq ($(ARCH),x86_64)
 ISAS := scalar avx2 avx512
 # Those that differ from AVX-512 in products alone.
-ISAS_product := amx
+ISAS_product := avx512bf16 amx
 else
 ISAS := scalar neon
 endif
@@ -87,8 +87,9 @@ ISA_scalar := -fno-tree-vectorize
 ISA_avx2 := -mavx2 -mfma -mf16c -mbmi2
 ISA_avx512_native := $(ISA_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
 ISA_avx512 := $(if $(filter emulated,$(VARIANT)),$(ISA_avx2) -Wno-psabi,$(ISA_avx512_native))
-ISA_amx_native := -mamx-tile -mamx-int8
-ISA_amx := $(ISA_avx512) $(if $(filter emulated,$(VARIANT)),,$(ISA_amx_native)) -DKITH_ISA_avx512=1
+native = $(if $(filter emulated,$(VARIANT)),,$(1))
+ISA_avx512bf16 := $(ISA_avx512) $(call native,-mavx512bf16) -DKITH_ISA_avx512=1
+ISA_amx := $(ISA_avx512bf16) $(call native,-mamx-tile -mamx-int8) -DKITH_ISA_avx512bf16=1
 ISA_neon := -march=armv8.2-a+dotprod+fp16
 
 isas_of = $(ISAS) $(if $(filter engine/product_kernels.c,$(1)),$(ISAS_product))

@@ -66,11 +66,11 @@ static int describe(struct embedder *m, struct err *e)
         return rc;
     struct model_weights weights;
     model_weights(&m->model, &weights);
-    bool int8 = model_fast_precision(m->fast) == MODEL_INT8;
     snprintf(info->arch, sizeof info->arch, "%s", m->model.arch);
     snprintf(info->type, sizeof info->type, "%s%s", tensor_type_name(weights.type),
              weights.mixed ? " mixed" : "");
-    snprintf(info->precision, sizeof info->precision, "%s", int8 ? "int8" : "f32");
+    snprintf(info->precision, sizeof info->precision, "%s",
+             model_precision_name(model_fast_precision(m->fast)));
     snprintf(info->kernels, sizeof info->kernels, "%s", kernels->name);
     info->pooling = poolings[m->model.pooling];
     info->reranks = m->model.pooling == POOLING_RANK;

@@ -15,7 +15,7 @@ extern const struct product_kernels product_kernels_scalar;
 extern const struct row_kernels row_kernels_scalar;
 #if defined(__x86_64__)
 extern const struct product_kernels product_kernels_avx2, product_kernels_avx512,
-    product_kernels_amx;
+    product_kernels_avx512bf16, product_kernels_amx;
 extern const struct row_kernels row_kernels_avx2, row_kernels_avx512;
 #elif defined(__aarch64__)
 extern const struct product_kernels product_kernels_neon;
@@ -51,6 +51,11 @@ static bool has_avx512(void)
              __builtin_cpu_supports("avx512vnni")));
 }
 
+static bool has_avx512bf16(void)
+{
+    return has_avx512() && (EMULATED || __builtin_cpu_supports("avx512bf16"));
+}
+
 static pthread_once_t amx_once = PTHREAD_ONCE_INIT;
 static struct err amx_why; /* code 0: it works */
 
@@ -63,8 +68,8 @@ static void try_amx(void)
 
 static bool has_amx(void)
 {
-    if (!has_avx512() || EMULATED)
-        return has_avx512();
+    if (!has_avx512bf16() || EMULATED)
+        return has_avx512bf16();
     if (!amx_announced()) /* leaves nothing to be said */
         return false;
     pthread_once(&amx_once, try_amx);
@@ -99,6 +104,9 @@ static const struct candidate {
 } candidates[] = {
 #if defined(__x86_64__)
     {{"amx", &product_kernels_amx, &row_kernels_avx512}, has_amx, EMULATED},
+    {{"avx512bf16", &product_kernels_avx512bf16, &row_kernels_avx512},
+     has_avx512bf16,
+     EMULATED},
     {{"avx512", &product_kernels_avx512, &row_kernels_avx512}, has_avx512, EMULATED},
     {{"avx2", &product_kernels_avx2, &row_kernels_avx2}, has_avx2, false},
 #elif defined(__aarch64__)

@@ -4,10 +4,10 @@
  * A table of plain functions: products of packed matrices, and the operations on one row of
  * activations that stand between products. They know no model, allocate nothing, cannot fail.
  * `*_kernels.c` is compiled for scalar and, on x86, AVX2 and AVX-512 (with VNNI), on ARM NEON
- * (ARMv8.2 with the dot products and half precision), products also for AMX beside AVX-512;
- * engine_kernels() picks one table at start from what the processor has.
- * KITH_KERNELS=scalar|avx2|avx512|amx|neon asks for one by name. The scalar variant is the
- * oracle of the others.
+ * (ARMv8.2 with the dot products and half precision), products also for AVX-512 with BF16 and
+ * for that with AMX; engine_kernels() picks one table at start from what the processor has.
+ * KITH_KERNELS=scalar|avx2|avx512|avx512bf16|amx|neon asks for one by name. The scalar variant
+ * is the oracle of the others.
  *
  * A packed matrix is cut into panels of P = `panel` output columns (two vectors). k runs down:
  *
@@ -42,8 +42,10 @@
  *   int16 panel, 4 P bytes a line:
  *      k = 0, 1    [w(0,0) w(0,1) | w(1,0) w(1,1) | ... w(P-1,1)]
  *
- * Its sums run over INT16_BLOCK inputs in integers, which are exact where the codes of one side
- * times those of the other stay within INT16_PRODUCT_MAX, and then in floats.
+ * The bf16 panel has bfloat16 in the same places, since VDPBF16PS takes pairs as well.
+ *
+ * The int16 product's sums run over INT16_BLOCK inputs in integers, which are exact where the
+ * codes of one side times those of the other stay within INT16_PRODUCT_MAX, and then in floats.
  * Thread: all functions are pure but for their outputs. */
 
 #include <stddef.h>
@@ -84,6 +86,13 @@ struct product_kernels {
     /* c[r][j] = sum_k a[r][k] w[j][k], for n_panels panels; k and a_stride are even. */
     void (*int16)(const int16_t *a, size_t a_stride, uint32_t n_rows, const int16_t *panels,
                   uint32_t k, uint32_t n_panels, float *c, size_t c_stride);
+    /* As f32, of bfloat16 on both sides; k and a_stride are even. Sums are floats in an order
+     * of each set's own, and numbers too small to be normal may count as zero. NULL, both of
+     * them, where the set has no such product: the f32 one would be as fast. */
+    void (*bf16)(const uint16_t *a, size_t a_stride, uint32_t n_rows, const uint16_t *panels,
+                 uint32_t k, uint32_t n_panels, const float *bias, float *c, size_t c_stride);
+    /* n floats to bfloat16, rounded to nearest even. */
+    void (*round_bf16)(const float *x, uint32_t n, uint16_t *out);
     /* n rows of `width` floats, multiplied by `factor`, to f32 panels whose columns are those
      * rows: k = width, ceil(n / panel) panels, the last filled with zeros. */
     void (*transpose)(const float *rows, size_t stride, uint32_t n, uint32_t width,

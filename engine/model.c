@@ -146,3 +146,12 @@ void model_unbind(struct model *m)
     mem_free(m->layers);
     m->layers = NULL;
 }
+
+const char *model_precision_name(enum model_precision precision)
+{
+    static const char *const names[] = {[MODEL_AUTO] = "auto",
+                                        [MODEL_F32] = "f32",
+                                        [MODEL_INT8] = "int8",
+                                        [MODEL_BF16] = "bf16"};
+    return names[precision];
+}

@@ -138,12 +138,15 @@ int model_reference_forward(const struct model *m, const int32_t *ids, uint32_t 
                             uint32_t split, float *out, struct err *e);
 
 /* How the matrix products are computed. AUTO: int8 when all matrices of the layers have a type
- * of blocks, whichever, else f32. */
-enum model_precision { MODEL_AUTO, MODEL_F32, MODEL_INT8 };
+ * of blocks, whichever; bf16 when all are BF16 and the kernels have such a product (the
+ * activations are rounded to bfloat16 there); else f32. */
+enum model_precision { MODEL_AUTO, MODEL_F32, MODEL_INT8, MODEL_BF16 };
+const char *model_precision_name(enum model_precision precision); /* "auto", "f32" ... */
 
 struct model_fast;
 /* Repacks the weights for the kernels chosen for this machine; keeps m, which must outlive it.
- */
+ * Errors: KITH_EUNSUPPORTED for widths that are no multiples, and for MODEL_BF16 where the
+ * kernels lack it. */
 int model_fast_new(struct model_fast **out, const struct model *m,
                    enum model_precision precision, struct err *e);
 void model_fast_free(struct model_fast *f);
@@ -171,6 +174,6 @@ int model_fast_save(struct model_fast *f, struct model_packed *packed, struct er
 int model_fast_forward(struct model_fast *f, struct pool *pool, const struct model_batch *batch,
                        float *out, struct err *e);
 uint32_t model_fast_max_tokens(const struct model_fast *f);
-enum model_precision model_fast_precision(const struct model_fast *f); /* F32 or INT8 */
+enum model_precision model_fast_precision(const struct model_fast *f); /* not AUTO */
 /* Of the packed weights and tables. */
 size_t model_fast_bytes(const struct model_fast *f);

@@ -91,6 +91,8 @@ static size_t scratch_layout(const struct model_fast *f, struct fast_scratch *s,
     s->normed = take(base, &used, normed ? (size_t)BLOCK_ROWS * m->n_embd : 0);
     s->before = take(base, &used, again ? (size_t)BLOCK_ROWS * m->n_embd : 0);
     s->second = take(base, &used, f->precision == MODEL_INT8 ? (size_t)BLOCK_ROWS * widest : 0);
+    s->bf16 =
+        take(base, &used, f->precision == MODEL_BF16 ? BLOCK_ROWS / 2 * (size_t)widest : 0);
     s->residue = take(base, &used, widest);
     s->keys = take(base, &used, (size_t)m->head_size * (f->ctx_padded + panel));
     s->values = take(base, &used, (size_t)f->head_padded * f->ctx_padded);

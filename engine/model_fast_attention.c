@@ -274,7 +274,7 @@ void fast_attention(const struct model_fast *f, struct fast_scratch *s,
     const float *k = f->qkv + (size_t)first * f->qkv_stride + f->q_width +
                      (size_t)kv_head * size,
                 *v = k + f->kv_width;
-    if (f->precision == MODEL_F32) {
+    if (f->precision != MODEL_INT8) {
         f->kernels->product->transpose(k, f->qkv_stride, n_tokens, size, f->m->attention_scale,
                                        s->keys);
         pack_values(f, v, n_tokens, s->values);

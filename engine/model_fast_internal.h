@@ -13,13 +13,14 @@
  * input (query, key, value) are stacked into one. Owns: its block, unless that is mapped, and
  * largest. */
 struct fast_matrix {
-    enum model_precision precision; /* MODEL_F32 or MODEL_INT8 */
+    enum model_precision precision; /* not MODEL_AUTO */
     uint32_t n_in, n_out, n_panels;
     void *block; /* fast_matrix_bytes, with the arrays below in it */
     bool mapped; /* the block is a part of the model_fast's map: not ours, and read-only */
-    /* MODEL_F32 */
-    float *f32;  /* panels */
-    float *bias; /* n_panels * panel */
+    /* MODEL_F32, MODEL_BF16 */
+    float *f32;     /* panels of the one */
+    uint16_t *bf16; /* or of the other */
+    float *bias;    /* n_panels * panel */
     /* MODEL_INT8 */
     void *int8;  /* panels */
     float *side; /* n_panels x N_SIDE x panel */
@@ -56,7 +57,8 @@ struct fast_scratch {
     float *narrow;    /* BLOCK_ROWS x padded n_embd, or the same */
     float *normed;    /* BLOCK_ROWS x n_embd: a branch's input; NULL where norms are behind */
     float *before;    /* BLOCK_ROWS x n_embd: the stream before the layer, for attn_again */
-    float *second;    /* BLOCK_ROWS x the widest padded output; NULL in MODEL_F32 */
+    float *second;    /* BLOCK_ROWS x the widest padded output; NULL but in MODEL_INT8 */
+    uint16_t *bf16;   /* BLOCK_ROWS x the widest input; NULL but in MODEL_BF16 */
     float *residue;   /* the widest input */
     float *keys;      /* n_ctx keys of one head, transposed */
     float *values;    /* n_ctx values of one head */
@@ -79,7 +81,7 @@ enum {
 struct model_fast {
     const struct model *m;
     const struct engine_kernels *kernels;
-    enum model_precision precision; /* of the layers: MODEL_F32 or MODEL_INT8 */
+    enum model_precision precision; /* of the layers: not MODEL_AUTO */
     uint32_t q_width, kv_width;     /* of all heads together */
     uint32_t head_even, head_padded, embd_padded, up_padded, dense_padded, qkv_stride,
         ctx_padded;
@@ -118,7 +120,11 @@ uint32_t fast_n_matrices(const struct model *m);
 struct fast_matrix *fast_matrix_at(struct model_fast *f, uint32_t i);
 struct fast_source fast_source_at(const struct model *m, uint32_t i);
 enum model_precision fast_precision_at(const struct model_fast *f, uint32_t i);
-enum model_precision fast_resolve(const struct model *m, enum model_precision precision);
+/* What the layers are computed in. KITH_EUNSUPPORTED: these kernels cannot what was asked for.
+ */
+int fast_resolve(enum model_precision *out, const struct model *m,
+                 const struct engine_kernels *kernels, enum model_precision precision,
+                 struct err *e);
 
 /* model_fast_pack.c */
 /* The sizes of a matrix, from which its bytes follow. */

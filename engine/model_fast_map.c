@@ -10,17 +10,12 @@
 #include "engine/model_fast_internal.h"
 #include "engine/packed_cache.h"
 
-static const char *name_of(enum model_precision precision)
-{
-    return precision == MODEL_INT8 ? "int8" : "f32";
-}
-
 static struct packed_identity identity_of(const struct engine_kernels *kernels,
                                           enum model_precision precision, const char *hash)
 {
     return (struct packed_identity){.model = hash,
                                     .kernels = kernels->name,
-                                    .precision = name_of(precision),
+                                    .precision = model_precision_name(precision),
                                     .panel = kernels->product->panel};
 }
 
@@ -28,7 +23,7 @@ static int set_path(struct model_packed *p, const struct engine_kernels *kernels
                     enum model_precision precision, struct err *e)
 {
     int n = snprintf(p->path, sizeof p->path, "%s.%s-%s.packed", p->model_path, kernels->name,
-                     name_of(precision));
+                     model_precision_name(precision));
     return n >= 0 && (size_t)n < sizeof p->path
                ? 0
                : err_set(e, KITH_EINVAL, "the path of the model file is too long");
@@ -89,11 +84,14 @@ int model_fast_map(struct model_fast **out, const struct model *m,
                    enum model_precision precision, struct model_packed *packed, struct err *e)
 {
     const struct engine_kernels *kernels;
+    enum model_precision resolved;
     struct model_fast *f = NULL;
     struct file_map map = {0};
     int rc = engine_kernels(&kernels, e);
     if (rc == 0)
-        rc = set_path(packed, kernels, fast_resolve(m, precision), e);
+        rc = fast_resolve(&resolved, m, kernels, precision, e);
+    if (rc == 0)
+        rc = set_path(packed, kernels, resolved, e);
     if (rc == 0)
         rc = file_map_open(&map, packed->path, e);
     if (rc == 0)

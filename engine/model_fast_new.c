@@ -235,13 +235,24 @@ static int choose_outliers(struct model_fast *f, struct err *e)
     return rc;
 }
 
-enum model_precision fast_resolve(const struct model *m, enum model_precision precision)
+int fast_resolve(enum model_precision *out, const struct model *m,
+                 const struct engine_kernels *kernels, enum model_precision precision,
+                 struct err *e)
 {
-    if (precision != MODEL_AUTO)
-        return precision;
+    bool has_bf16 = kernels->product->bf16 != NULL;
     struct model_weights weights;
     model_weights(m, &weights);
-    return weights.quantized ? MODEL_INT8 : MODEL_F32;
+    *out = precision;
+    if (precision == MODEL_AUTO)
+        *out = weights.quantized                                           ? MODEL_INT8
+               : weights.type == TENSOR_BF16 && !weights.mixed && has_bf16 ? MODEL_BF16
+                                                                           : MODEL_F32;
+    if (*out == MODEL_BF16 && !has_bf16)
+        return err_set(e, KITH_EUNSUPPORTED,
+                       "the %s kernels have no bf16 products: they need a processor with "
+                       "AVX512_BF16; f32 computes the same here",
+                       kernels->name);
+    return 0;
 }
 
 static void choose_kernels(struct model_fast *f)
@@ -280,8 +291,9 @@ int fast_begin(struct model_fast **out, const struct model *m, enum model_precis
     if (!f)
         return err_set(e, KITH_ENOMEM, "out of memory for the model");
     f->m = m;
-    f->precision = fast_resolve(m, precision);
     int rc = engine_kernels(&f->kernels, e);
+    if (rc == 0)
+        rc = fast_resolve(&f->precision, m, f->kernels, precision, e);
     if (rc == 0)
         rc = set_shape(f, e);
     if (rc == 0)

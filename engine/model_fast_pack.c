@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "engine/half.h"
 #include "engine/model_fast_internal.h"
 
 enum { ALIGNMENT = 64 };
@@ -39,15 +40,21 @@ void fast_matrix_deinit(struct fast_matrix *m)
 static size_t small_bytes(const struct fast_matrix *m, uint32_t panel)
 {
     size_t columns = (size_t)m->n_panels * panel,
-           bytes = columns * (m->precision == MODEL_F32 ? 1 : N_SIDE) * sizeof(float);
+           bytes = columns * (m->precision == MODEL_INT8 ? N_SIDE : 1) * sizeof(float);
     return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
 static size_t panels_bytes(const struct fast_matrix *m, uint32_t panel)
 {
-    if (m->precision == MODEL_F32)
-        return (size_t)m->n_panels * panel * m->n_in * sizeof(float);
-    return (size_t)m->n_panels * (m->n_in / INT8_BLOCK) * block_bytes(panel);
+    size_t elements = (size_t)m->n_panels * panel * m->n_in;
+    switch (m->precision) {
+    case MODEL_INT8:
+        return (size_t)m->n_panels * (m->n_in / INT8_BLOCK) * block_bytes(panel);
+    case MODEL_BF16:
+        return elements * sizeof(uint16_t);
+    default:
+        return elements * sizeof(float);
+    }
 }
 
 size_t fast_matrix_bytes(const struct fast_matrix *m, uint32_t panel)
@@ -60,13 +67,16 @@ void fast_matrix_place(struct fast_matrix *m, uint32_t panel, void *block, bool 
     void *panels = (char *)block + small_bytes(m, panel);
     m->block = block;
     m->mapped = mapped;
-    if (m->precision == MODEL_F32) {
-        m->bias = block;
-        m->f32 = panels;
-    } else {
+    if (m->precision == MODEL_INT8) {
         m->side = block;
         m->int8 = panels;
+        return;
     }
+    m->bias = block;
+    if (m->precision == MODEL_BF16)
+        m->bf16 = panels;
+    else
+        m->f32 = panels;
 }
 
 /* Output j of the stack: which tensor, and which of its rows. */
@@ -90,6 +100,13 @@ static void pack_row_f32(struct fast_matrix *m, uint32_t panel, uint32_t j, cons
     float *out = m->f32 + (size_t)(j / panel) * m->n_in * panel + j % panel;
     for (uint32_t k = 0; k < m->n_in; k++)
         out[(size_t)k * panel] = row[k];
+}
+
+static void pack_row_bf16(struct fast_matrix *m, uint32_t panel, uint32_t j, const float *row)
+{
+    uint16_t *out = m->bf16 + (size_t)(j / panel) * m->n_in * panel + 2 * (j % panel);
+    for (uint32_t k = 0; k < m->n_in; k++)
+        out[(size_t)(k / 2) * 2 * panel + k % 2] = half_bf16_from_f32(row[k]);
 }
 
 static void pack_row_int8(struct fast_matrix *m, uint32_t panel, uint32_t j,
@@ -161,6 +178,10 @@ int fast_pack(const struct model_fast *f, struct fast_matrix *m, enum model_prec
             tensor_row_f32(part->w, source_j, row);
             m->bias[j] = bias;
             pack_row_f32(m, panel, j, row);
+        } else if (precision == MODEL_BF16) {
+            tensor_row_f32(part->w, source_j, row);
+            m->bias[j] = bias;
+            pack_row_bf16(m, panel, j, row);
         } else {
             tensor_row_int8(part->w, source_j, codes, row); /* row: the scales */
             pack_row_int8(m, panel, j, codes, row);

@@ -62,6 +62,13 @@ void fast_product(const struct model_fast *f, struct fast_scratch *s,
         product->f32(x, x_stride, n_rows, m->f32, m->n_in, m->n_panels, m->bias, c, c_stride);
         return;
     }
+    if (m->precision == MODEL_BF16) {
+        for (uint32_t r = 0; r < n_rows; r++)
+            product->round_bf16(x + r * x_stride, m->n_in, s->bf16 + (size_t)r * m->n_in);
+        product->bf16(s->bf16, m->n_in, n_rows, m->bf16, m->n_in, m->n_panels, m->bias, c,
+                      c_stride);
+        return;
+    }
     uint32_t n_twice = 0, n_blocks = m->n_in / INT8_BLOCK;
     for (uint32_t r = 0; r < n_rows; r++) {
         float *row = x + r * x_stride;

@@ -21,6 +21,9 @@
  * int16 is the same with pairs: VPDPWSSD, or VPMADDWD and an addition, twice the
  * multiplications of the f32 product a step.
  *
+ * bf16 is the same with VDPBF16PS, two multiplications a lane, into float accumulators: twice
+ * the f32 product's pace where the processor runs it as fast as an FMA, and half its bytes.
+ *
  * AVX2 has no VPDPBUSD, and VPMADDUBSW saturates at 16 bits: 255 * 127 * 2 does not fit. So the
  * codes become signed (code - 128, within +-127), the weights' sign moves to them, and
  * |w| * |code| * 2 <= 127 * 127 * 2 = 32258 fits. The difference of 128 is paid once a tile
@@ -50,6 +53,7 @@
  * apart into even and odd inputs, which one SMLAL each multiplies; that is the pace of the f32
  * product. */
 
+#include "engine/half.h"
 #include "engine/kernels.h"
 #include "engine/lanes.h"
 #if defined(KITH_ISA_amx)
@@ -609,6 +613,80 @@ static void product_int16(const int16_t *a, size_t a_stride, uint32_t n_rows,
     }
 }
 
+#if defined(KITH_ISA_avx512bf16) || defined(KITH_ISA_scalar)
+#define HAS_BF16 1
+/* acc += the two products of a pair in each lane. */
+#if LANES == 16
+KERNEL_INLINE simde__m512bh bf16_of(vi pairs)
+{
+    simde__m512bh v;
+    memcpy(&v, &pairs, sizeof v);
+    return v;
+}
+KERNEL_INLINE vf bf16_add(vf acc, vi pair, const uint16_t *w)
+{
+    return simde_mm512_dpbf16_ps(acc, bf16_of(pair), bf16_of(simde_mm512_loadu_si512(w)));
+}
+#else
+KERNEL_INLINE vf bf16_add(vf acc, vi pair, const uint16_t *w)
+{
+    uint16_t x[2];
+    memcpy(x, &pair, sizeof x);
+    acc += half_bf16_to_f32(x[0]) * half_bf16_to_f32(w[0]);
+    return acc + half_bf16_to_f32(x[1]) * half_bf16_to_f32(w[1]);
+}
+#endif
+
+KERNEL_INLINE void bf16_tile(const int rows, const uint16_t *a, size_t a_stride,
+                             const uint16_t *panel, uint32_t k, const float *bias, float *c,
+                             size_t c_stride)
+{
+    vf acc[TILE_ROWS][2];
+    vf b0 = bias ? vf_load(bias) : vf_set(0), b1 = bias ? vf_load(bias + LANES) : vf_set(0);
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        acc[r][0] = b0;
+        acc[r][1] = b1;
+    }
+    for (uint32_t i = 0; i < k; i += 2, panel += 2 * PANEL) {
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            int32_t two;
+            memcpy(&two, a + (size_t)r * a_stride + i, sizeof two);
+            vi x = vi_set(two);
+            acc[r][0] = bf16_add(acc[r][0], x, panel);
+            acc[r][1] = bf16_add(acc[r][1], x, panel + 2 * LANES);
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        vf_store(c + (size_t)r * c_stride, acc[r][0]);
+        vf_store(c + (size_t)r * c_stride + LANES, acc[r][1]);
+    }
+}
+
+static void product_bf16(const uint16_t *a, size_t a_stride, uint32_t n_rows,
+                         const uint16_t *panels, uint32_t k, uint32_t n_panels,
+                         const float *bias, float *c, size_t c_stride)
+{
+    for (uint32_t p = 0; p < n_panels; p++) {
+        const uint16_t *panel = panels + (size_t)p * k * PANEL;
+        const float *panel_bias = bias ? bias + (size_t)p * PANEL : NULL;
+        for (uint32_t r = 0; r < n_rows; r += TILE_ROWS) {
+            uint32_t rows = n_rows - r < TILE_ROWS ? n_rows - r : TILE_ROWS;
+            CALL_TILE(rows, bf16_tile, a + (size_t)r * a_stride, a_stride, panel, k, panel_bias,
+                      c + (size_t)r * c_stride + (size_t)p * PANEL, c_stride)
+        }
+    }
+}
+
+static void round_bf16(const float *x, uint32_t n, uint16_t *out)
+{
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = half_bf16_from_f32(x[i]);
+}
+#endif
+
 /* n <= PANEL rows to one panel, element by element: rows from `done` on, inputs from `from` on.
  */
 static void transpose_rest(const float *rows, size_t stride, uint32_t done, uint32_t n,
@@ -697,5 +775,9 @@ const struct product_kernels KERNEL_TABLE(product_kernels_) = {
     .int8 = product_int8,
 #endif
     .int16 = product_int16,
+#if HAS_BF16
+    .bf16 = product_bf16,
+    .round_bf16 = round_bf16,
+#endif
     .transpose = transpose,
 };

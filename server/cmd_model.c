@@ -245,7 +245,8 @@ static const struct command model_subcommands[] = {
          "it (kith-engine(1)). To load it again as it is does nothing.",
      .syntax =
          "name path [DEFAULT] [THREADS threads] [PRECISION auto | PRECISION f32 | PRECISION "
-         "int8] [DIM dim] [CONTEXT tokens] [QUERY-PROMPT prompt] [DOCUMENT-PROMPT prompt] "
+         "int8 | PRECISION bf16] [DIM dim] [CONTEXT tokens] [QUERY-PROMPT prompt] "
+         "[DOCUMENT-PROMPT prompt] "
          "[KEY-FILE path] [CA-FILE path] [TIMEOUT-MS milliseconds] [RETRIES retries] "
          "[BATCH-TEXTS texts] [PARALLEL requests] [FALLBACK path] [SEND-DIMENSIONS]"},
     {.name = "unload",

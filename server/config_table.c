@@ -28,7 +28,7 @@ static const char *const noeviction_only[] = {"noeviction", NULL};
 static const char *const fsync_words[] = {"always", "everysec", "no", NULL};
 static const char *const level_words[] = {"debug",   "verbose", "notice",
                                           "warning", "error",   NULL};
-static const char *const precision_words[] = {"auto", "f32", "int8", NULL};
+static const char *const precision_words[] = {"auto", "f32", "int8", "bf16", NULL};
 
 /* Redis' names where Redis has the setting, so that an operator's file and fingers work. */
 const struct setting settings[] = {
@@ -285,7 +285,8 @@ const struct setting settings[] = {
      .words = precision_words,
      .fallback = "auto",
      .group = "engine",
-     .help = "how matrices are multiplied; auto: int8 where the weights are quantized"},
+     .help = "how matrices are multiplied; auto: int8 where the weights are quantized, bf16 "
+             "where they are BF16 and the processor has AVX512_BF16"},
     {.name = "engine-packed-cache",
      WORD(engine_packed_cache, no_yes),
      .fallback = "yes",

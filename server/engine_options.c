@@ -28,8 +28,9 @@ const char engine_options_help[] =
     "a model of this machine:\n"
     "  --model FILE.gguf      the model; kith-convert makes one\n"
     "  --threads N            of the compute pool (default 0: one a processor)\n"
-    "  --precision P          auto, f32 or int8 (default auto: int8 where weights are "
-    "quantized)\n"
+    "  --precision P          auto, f32, int8 or bf16 (default auto: int8 where weights\n"
+    "                         are quantized, bf16 where they are BF16 and the processor has\n"
+    "                         AVX512_BF16)\n"
     "  --packed-cache yes|no  keep packed weights in FILE.gguf.KERNELS-PRECISION.packed, so "
     "that\n"
     "                         the next start maps them (default yes)\n"
@@ -80,16 +81,12 @@ static int parse_count(const char *name, const char *text, int64_t min, int64_t 
 
 static int parse_precision(const char *text, enum model_precision *precision, struct err *e)
 {
-    static const struct {
-        const char *name;
-        enum model_precision precision;
-    } names[] = {{"auto", MODEL_AUTO}, {"f32", MODEL_F32}, {"int8", MODEL_INT8}};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (strcmp(text, names[i].name) == 0) {
-            *precision = names[i].precision;
+    for (int i = MODEL_AUTO; i <= MODEL_BF16; i++)
+        if (strcmp(text, model_precision_name((enum model_precision)i)) == 0) {
+            *precision = (enum model_precision)i;
             return 0;
         }
-    return err_set(e, KITH_EINVAL, "--precision takes auto, f32 or int8, not '%s'", text);
+    return err_set(e, KITH_EINVAL, "--precision takes auto, f32, int8 or bf16, not '%s'", text);
 }
 
 static int parse_yes_no(const char *name, const char *text, bool *yes, struct err *e)

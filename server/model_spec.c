@@ -10,7 +10,7 @@
 #include "server/client.h"
 #include "server/config_file.h"
 
-static const char *const precisions[] = {"auto", "f32", "int8"};
+static const char *const precisions[] = {"auto", "f32", "int8", "bf16"};
 
 /* Options of remote models: kith-engine has each under the same name in small letters, and says
  * of a number or a word what is allowed. A number of the table is a place in model_spec.remote.
@@ -62,7 +62,7 @@ static int read_precision(struct model_spec *s, struct slice value, struct err *
             snprintf(s->precision, sizeof s->precision, "%s", precisions[i]);
             return 0;
         }
-    return err_set(e, KITH_EINVAL, "invalid PRECISION: auto, f32 or int8, not '%.*s'",
+    return err_set(e, KITH_EINVAL, "invalid PRECISION: auto, f32, int8 or bf16, not '%.*s'",
                    slice_shown(value), value.p);
 }
 

@@ -43,7 +43,7 @@ for source in $sources; do
 done
 
 # x_avx2, x_avx512, x_amx and so on stand for x_scalar.
-for variant in $(nm -u "$work"/*.o | sed -n 's/^ *U \(.*_\(avx2\|avx512\|amx\|neon\)\)$/\1/p' | sort -u); do
+for variant in $(nm -u "$work"/*.o | sed -n 's/^ *U \(.*_\(avx2\|avx512\|avx512bf16\|amx\|neon\)\)$/\1/p' | sort -u); do
     link_flags="$link_flags -Wl,--defsym=$variant=${variant%_*}_scalar"
 done
 # shellcheck disable=SC2086

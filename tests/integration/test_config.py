@@ -208,7 +208,7 @@ def test_bad_files(make_server, text, told):
         (["nofile.conf"], ["nofile.conf"]),
         (["-x"], ["-x"]),
         (["--"], ["--"]),
-        (["--engine-precision", "half"], ["auto, f32, int8"]),
+        (["--engine-precision", "half"], ["auto, f32, int8, bf16"]),
         (["--bind", "999.1.1.1", "--port", "1"], ["999.1.1.1"]),
         (["--dir", "/proc/none", "--port", "0"], ["/proc/none"]),
         (["--logfile", "/no/such/folder/log"], ["/no/such/folder/log"]),

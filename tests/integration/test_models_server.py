@@ -199,7 +199,7 @@ def test_wrong_loads(start, tmp_path):
         error(w.cmd("MODEL", "LOAD", "bad name", Q8_MODEL), "invalid model name", "1 to 63")
         error(w.cmd("MODEL", "LOAD", "", Q8_MODEL), "invalid model name")
         error(w.cmd("MODEL", "LOAD", "x" * 64, Q8_MODEL), "invalid model name")
-        error(w.cmd("MODEL", "LOAD", "n", Q8_MODEL, "PRECISION", "f16"), "auto, f32 or int8")
+        error(w.cmd("MODEL", "LOAD", "n", Q8_MODEL, "PRECISION", "f16"), "auto, f32, int8 or bf16")
         error(w.cmd("MODEL", "LOAD", "n", Q8_MODEL, "FAST"), "'FAST' is no option")
         error(w.cmd("MODEL", "LOAD", "n", tmp_path / "none.gguf"), "none.gguf", "No such file")
         error(w.cmd("MODEL", "UNLOAD", "n"), "no model 'n'")

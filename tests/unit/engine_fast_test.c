@@ -301,7 +301,7 @@ static double run_and_compare(const struct rig *m, enum model_precision precisio
 static void matches_the_reference(void **state)
 {
     (void)state;
-    static const char *const isas[] = {"scalar", "avx2", "avx512", "amx", "neon"};
+    static const char *const isas[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"};
     static const struct {
         uint32_t n_embd, n_heads, n_ff;
         enum pooling pooling;
@@ -460,7 +460,7 @@ static void check_fast(const struct rig *m, const struct parts *p, const char *i
 /* The plain pass once, and every instruction set and precision against it. */
 static void check_parts(const struct parts *p, enum tensor_type type)
 {
-    static const char *const isas[] = {"scalar", "avx2", "avx512", "amx", "neon"};
+    static const char *const isas[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"};
     static struct texts texts;
     struct rig m;
     rig_make(&m, type, 128, 4, 96, p);
@@ -517,12 +517,68 @@ static void every_type_matches_the_reference(void **state)
         bool blocks = tensor_block_elements(type) > 1;
         assert_true(weights.type == type && !weights.mixed && weights.quantized == blocks);
         assert_int_equal(model_fast_new(&f, &m.model, MODEL_AUTO, NULL), 0);
-        assert_int_equal(model_fast_precision(f), blocks ? MODEL_INT8 : MODEL_F32);
+        const struct engine_kernels *k;
+        assert_int_equal(engine_kernels(&k, NULL), 0);
+        bool bf16 = type == TENSOR_BF16 && k->product->bf16;
+        assert_int_equal(model_fast_precision(f), blocks ? MODEL_INT8
+                                                  : bf16 ? MODEL_BF16
+                                                         : MODEL_F32);
         model_fast_free(f);
         double brief, worst = run_and_compare(&m, MODEL_AUTO, &texts.batch, &brief);
         printf("%-6s worst cosine %.7f\n", tensor_type_name(type), worst);
         rig_deinit(&m);
     }
+}
+
+/* With every set that has the product, and the error of those that have none. The weights are
+ * BF16 in the file and in the product, so what differs is the rounding of activations. */
+static void bf16_products(void **state)
+{
+    (void)state;
+    static const char *const isas[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"};
+    static struct texts texts;
+    struct rig m;
+    int n_with = 0;
+    rig_init(&m, TENSOR_BF16, 128, 4, 320, POOLING_MEAN);
+    texts_fill(&texts, COMPARED, &m.rng);
+    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
+        const struct engine_kernels *k;
+        struct model_fast *f;
+        struct err e;
+        double brief;
+        if (engine_kernels_named(&k, isas[i], NULL) != 0)
+            continue;
+        setenv("KITH_KERNELS", isas[i], 1);
+        assert_int_equal(model_fast_new(&f, &m.model, MODEL_AUTO, NULL), 0);
+        assert_int_equal(model_fast_precision(f), k->product->bf16 ? MODEL_BF16 : MODEL_F32);
+        size_t bytes = model_fast_bytes(f);
+        model_fast_free(f);
+        assert_int_equal(model_fast_new(&f, &m.model, MODEL_F32, NULL), 0);
+        size_t f32_bytes = model_fast_bytes(f);
+        model_fast_free(f);
+        if (!k->product->bf16) {
+            assert_int_equal(model_fast_new(&f, &m.model, MODEL_BF16, &e), KITH_EUNSUPPORTED);
+            assert_non_null(strstr(e.message, "AVX512_BF16"));
+            continue;
+        }
+        n_with++;
+        assert_true(bytes < f32_bytes * 6 / 10);
+        double worst = run_and_compare(&m, MODEL_AUTO, &texts.batch, &brief);
+        printf("%-10s BF16 worst cosine %.7f\n", isas[i], worst);
+        assert_true(worst > 0.9999);
+        assert_true(worst < 0.99999999); /* it is another way of computing */
+    }
+    assert_true(n_with > 0); /* scalar at the least */
+    unsetenv("KITH_KERNELS");
+    /* One matrix more exact than that: auto does not round it. */
+    m.layers[0].v.w = add(&m, TENSOR_F32, 128, 128, 0, 0.1f);
+    setenv("KITH_KERNELS", "scalar", 1);
+    struct model_fast *f;
+    assert_int_equal(model_fast_new(&f, &m.model, MODEL_AUTO, NULL), 0);
+    assert_int_equal(model_fast_precision(f), MODEL_F32);
+    model_fast_free(f);
+    unsetenv("KITH_KERNELS");
+    rig_deinit(&m);
 }
 
 /* One matrix of another type: the model is mixed, and one of floats makes all of it f32. */
@@ -686,6 +742,7 @@ int main(void)
         cmocka_unit_test(matches_the_reference),
         cmocka_unit_test(every_architecture),
         cmocka_unit_test(every_type_matches_the_reference),
+        cmocka_unit_test(bf16_products),
         cmocka_unit_test(mixed_types),
         cmocka_unit_test(a_batch_equals_its_texts),
         cmocka_unit_test(refuses_bad_batches),

@@ -11,7 +11,7 @@
 
 enum { SEED = 20, ROWS_MAX = 14, INT8_ROWS_MAX = 70, PANELS_MAX = 3, N_MAX = 1536 };
 
-static const char *const names[] = {"scalar", "avx2", "avx512", "amx", "neon"};
+static const char *const names[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"};
 static struct rng rng;
 
 static float uniform(float from, float to)
@@ -312,6 +312,93 @@ static void int16_product(void **state)
     each(check_int16);
 }
 
+static float bf16_value(uint16_t h)
+{
+    uint32_t bits = (uint32_t)h << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static uint16_t bf16_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)(bits >> 16);
+}
+
+/* VDPBF16PS rounds its sums in an order of its own: the bound is that of float sums. */
+static void check_bf16(const struct engine_kernels *k)
+{
+    static const uint32_t inputs[] = {2, 30, 64, 386};
+    uint32_t panel = k->product->panel, width = PANELS_MAX * panel;
+    assert_true((k->product->bf16 == NULL) == (k->product->round_bf16 == NULL));
+    for (size_t i = 0; k->product->bf16 && i < sizeof inputs / sizeof *inputs; i++) {
+        uint32_t n = inputs[i], stride = n + 6;
+        uint16_t *a = make(ROWS_MAX * stride * sizeof *a);
+        uint16_t *w = make((size_t)width * n * sizeof *w);
+        float *c = make((size_t)ROWS_MAX * width * sizeof *c),
+              *bias = make(width * sizeof *bias);
+        for (uint32_t x = 0; x < ROWS_MAX * stride; x++)
+            a[x] = bf16_of(uniform(-1, 1));
+        for (uint32_t x = 0; x < width * n; x++)
+            w[x] = bf16_of(uniform(-1, 1));
+        fill(bias, width, -3, 3);
+        for (uint32_t rows = 1; rows <= ROWS_MAX; rows++) {
+            uint32_t panels = 1 + rows % PANELS_MAX;
+            const float *b = rows % 2 ? bias : NULL;
+            k->product->bf16(a, stride, rows, w, n, panels, b, c, width);
+            for (uint32_t r = 0; r < rows; r++)
+                for (uint32_t j = 0; j < panels * panel; j++) {
+                    const uint16_t *column =
+                        w + (size_t)(j / panel) * n * panel + j % panel * 2;
+                    double y = b ? (double)b[j] : 0;
+                    for (uint32_t x = 0; x < n; x++)
+                        y += (double)bf16_value(a[r * stride + x]) *
+                             (double)bf16_value(column[(size_t)(x / 2) * 2 * panel + x % 2]);
+                    assert_true(fabs(y - (double)c[r * width + j]) < 2e-5);
+                }
+        }
+        free(a);
+        free(w);
+        free(c);
+        free(bias);
+    }
+}
+
+/* To nearest, at the middle to the even one; the carry of a mantissa goes into the exponent. */
+static void check_round_bf16(const struct engine_kernels *k)
+{
+    static const struct {
+        float x;
+        uint16_t expected;
+    } cases[] = {{1.0f, 0x3f80},      {0x1.01p0f, 0x3f80},     {0x1.010002p0f, 0x3f81},
+                 {0x1.03p0f, 0x3f82}, {-0x1.01p0f, 0xbf80},    {-0x1.03p0f, 0xbf82},
+                 {0x1.ffp0f, 0x4000}, {0x1.fefffep0f, 0x3fff}, {0x1.fffffep127f, 0x7f80},
+                 {INFINITY, 0x7f80},  {-0.0f, 0x8000}};
+    enum { N = sizeof cases / sizeof *cases, TIMES = 5 }; /* more than a vector, and a rest */
+    float x[TIMES * N + 1];
+    uint16_t out[TIMES * N + 2];
+    if (!k->product->round_bf16)
+        return;
+    for (int i = 0; i < TIMES * N; i++)
+        x[i] = cases[i % N].x;
+    x[TIMES * N] = NAN;
+    out[TIMES * N + 1] = 77;
+    k->product->round_bf16(x, TIMES * N + 1, out);
+    for (int i = 0; i < TIMES * N; i++)
+        assert_int_equal(out[i], cases[i % N].expected);
+    assert_true(isnan(bf16_value(out[TIMES * N])));
+    assert_int_equal(out[TIMES * N + 1], 77);
+}
+
+static void bf16_product(void **state)
+{
+    (void)state;
+    each(check_bf16);
+    each(check_round_bf16);
+}
+
 static void check_transpose(const struct engine_kernels *k)
 {
     static const struct {
@@ -603,7 +690,7 @@ static void quantized_rows(void **state)
 static void emulated_by_name_alone(void **state)
 {
     (void)state;
-    static const char *const emulated[] = {"avx512", "amx"};
+    static const char *const emulated[] = {"avx512", "avx512bf16", "amx"};
     const struct engine_kernels *k;
     unsetenv("KITH_KERNELS");
     for (size_t i = 0; i < sizeof emulated / sizeof *emulated; i++) {
@@ -637,6 +724,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f32_product),
         cmocka_unit_test(int8_product),
+        cmocka_unit_test(bf16_product),
         cmocka_unit_test(transposed),
         cmocka_unit_test(activations),
         cmocka_unit_test(turned_by_angles),

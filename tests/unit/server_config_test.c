@@ -166,7 +166,7 @@ static void wrong_lines_are_refused_with_a_reason(void **state)
         {"unixsocketperm 888", "couldn't be parsed"},
         {"client-output-buffer-limit normal 0 8mb 60", "hard limit only"},
         {"client-output-buffer-limit normal 0", "HARD 0 0"},
-        {"engine-precision f16", "auto, f32, int8"},
+        {"engine-precision f16", "auto, f32, int8, bf16"},
         {"checkpoint-dirty-limit 1gb", "between"},
         {"include /nowhere/at/all", "/nowhere/at/all"},
     };

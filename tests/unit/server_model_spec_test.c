@@ -116,7 +116,7 @@ static void refusals_say_why(void **state)
         {"a/b\\c x", "invalid model name"},
         {"a x DIM 3", "'DIM' is no option of a model file: DEFAULT, THREADS n"},
         {"a x THREADS", "THREADS takes a value"},
-        {"a x PRECISION int4", "auto, f32 or int8, not 'int4'"},
+        {"a x PRECISION int4", "auto, f32, int8 or bf16, not 'int4'"},
         {"a ollama+http://h DIM 3", "has no #MODEL"},
         {"a ollama+http://h# DIM 3", "has no #MODEL"},
         {"a openai+http://h#m", "needs DIM n"},
