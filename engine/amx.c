@@ -72,7 +72,7 @@ static void trial_fill(struct trial *t)
     rng_seed(&rng, SEED);
     for (int r = 0; r < ROWS; r++) {
         for (int k = 0; k < N_IN; k++)
-            t->codes[r][k] = (uint8_t)rng_below(&rng, 256);
+            t->codes[r][k] = (uint8_t)(1 + rng_below(&rng, 255));
         t->scales[r] = 0.01f;
         t->side[r][SIDE_BIAS] = 1;
     }

@@ -14,7 +14,8 @@ sets_engine="avx512 avx512bf16 amx" sets_index="avx512"
 once="engine_amx engine_kernels engine_fast" # they go through all sets themselves
 tests=${TESTS:-engine_golden engine_fast engine_embedder engine_amx engine_kernels index_kernels index_hnsw index_vectors}
 model=build/models/all-MiniLM-L6-v2.q8_0.gguf
-text="kith keeps vectors near their kin"
+# More tokens than a tile has rows.
+text="kith keeps vectors near their kin: an embedding engine, a graph and a store that ask nothing of one another but numbers, and answer before anyone has looked for the way to the next room"
 jobs=${JOBS:-$(nproc)}
 
 die() {
