@@ -117,6 +117,14 @@ static const struct candidate {
 
 enum { N_CANDIDATES = sizeof candidates / sizeof candidates[0] };
 
+static const struct engine_kernels *best(void)
+{
+    int i = 0;
+    while (candidates[i].only_by_name || !candidates[i].runs_here())
+        i++;
+    return &candidates[i].kernels;
+}
+
 int engine_kernels_named(const struct engine_kernels **out, const char *name, struct err *e)
 {
     for (int i = 0; i < N_CANDIDATES; i++) {
@@ -129,7 +137,7 @@ int engine_kernels_named(const struct engine_kernels **out, const char *name, st
         return 0;
     }
     return err_set(e, KITH_EINVAL, "no kernels are called '%s'; the best here are '%s'", name,
-                   candidates[0].kernels.name);
+                   best()->name);
 }
 
 int engine_kernels(const struct engine_kernels **out, struct err *e)
@@ -139,9 +147,6 @@ int engine_kernels(const struct engine_kernels **out, struct err *e)
         int rc = engine_kernels_named(out, name, e);
         return rc == 0 ? 0 : (err_wrap(e, "KITH_KERNELS"), rc);
     }
-    int i = 0;
-    while (candidates[i].only_by_name || !candidates[i].runs_here())
-        i++;
-    *out = &candidates[i].kernels;
+    *out = best();
     return 0;
 }
