@@ -47,6 +47,7 @@ struct search {
     uint64_t seen;           /* replacements that are in `late` or before the search */
     uint32_t *late;          /* slots that replaced others meanwhile */
     uint32_t n_late, cap_late;
+    bool drained; /* of those that were kept too few are there still */
 };
 
 /* --- vset_search.c --- */

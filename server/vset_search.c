@@ -344,6 +344,7 @@ static int copy_found(struct search *s, const struct ranking *r, uint64_t need,
     }
     if (a->text.failed)
         return no_memory(e);
+    s->drained = a->n < need && r->n >= need;
     uint32_t skip = q->offset < a->n ? q->offset : a->n;
     a->found += skip;
     a->n -= skip;
@@ -531,8 +532,9 @@ static int attempt(struct search *s, struct vset_answer *a, struct err *e)
     /* As many as there were at the beginning were kept, and more were asked for: what came
      * meanwhile may have pushed out what was there all the time, even if it is gone again. (All
      * within a radius are kept without a bound.) */
-    if (rc == 0 && asked > need && (q->count || a->n + (uint64_t)q->offset >= need) &&
-        vset_changes(s->set) != s->changes)
+    bool crowded = asked > need && (q->count || a->n + (uint64_t)q->offset >= need);
+    /* Or enough were kept, but so many of them are gone that those behind them are missed. */
+    if (rc == 0 && (crowded || s->drained) && vset_changes(s->set) != s->changes)
         return KITH_EBUSY;
     return rc;
 }

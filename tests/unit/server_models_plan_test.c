@@ -234,7 +234,7 @@ static void lines_that_are_refused(void **state)
         {"m p THREADS", "takes a value"},
         {"m p THREADS -1", "'-1'"},
         {"m p THREADS 2000", "to 1024"},
-        {"m p PRECISION f16", "auto, f32 or int8, not 'f16'"}};
+        {"m p PRECISION f16", "auto, f32, int8 or bf16, not 'f16'"}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct model_spec s;
         struct err e = {0};
