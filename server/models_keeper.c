@@ -61,12 +61,6 @@ static bool make_room(struct models *m, const struct model *newcomer, uint64_t n
     return total <= m->limit;
 }
 
-void models_make_room(struct models *m, struct model *d)
-{
-    uint64_t file = model_file_bytes(&d->spec);
-    make_room(m, d, d->last_bytes > file ? d->last_bytes : file);
-}
-
 /* One that is larger than all may be together does not run, whoever asks for it. Lock held. */
 static void refuse_large(struct models *m)
 {
@@ -84,6 +78,13 @@ static void refuse_large(struct models *m)
         log_warning("%s", e.message);
         snprintf(d->refusal, sizeof d->refusal, "%.*s", (int)sizeof d->refusal - 1, e.message);
     }
+}
+
+void models_make_room(struct models *m, struct model *d)
+{
+    refuse_large(m); /* or one would be put away for its size and be asked for again */
+    uint64_t file = model_file_bytes(&d->spec);
+    make_room(m, d, d->last_bytes > file ? d->last_bytes : file);
 }
 
 /* Ends those that are refused and run all the same. The lock is left for the answers of what is

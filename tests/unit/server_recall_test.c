@@ -159,7 +159,7 @@ static void totals_are_of_all_sets_there_are(void **state)
 
 /* --- a real set --- */
 
-enum { DIM = 24, PATIENCE_S = 120 };
+enum { DIM = 24, PATIENCE_S = 400 };
 
 struct world {
     char dir[64];
@@ -390,7 +390,7 @@ struct churn {
  * fit in is the machine's to say: where many of them brought none, they are made longer. */
 static void *churn_main(void *arg)
 {
-    enum { NEAR = 20, FIRST = 1000, IN_VAIN = 300 };
+    enum { NEAR = 20, FIRST = 1000, IN_VAIN = 150 };
     struct churn *c = arg;
     struct recall_figures f;
     uint64_t seen = 0, pause_us = 300;
