@@ -621,6 +621,7 @@ def test_larger_than_all_may_be(fakes, tmp_path):
         assert len(embed(w, "text", "MODEL", "small")) == 8
     s.restart()
     with connected(s) as w:
+        w.cmd("EMBED", "MODEL", "big", "text")  # brings it; how large it is shows when it is there
         wait_state(w, "big", "refused")
         error(w.cmd("EMBED", "MODEL", "big", "text"), "ENGINE model 'big' takes")
         ok(w.cmd("CONFIG", "SET", "engine-memory-limit", "1gb"))
