@@ -534,7 +534,8 @@ static int attempt(struct search *s, struct vset_answer *a, struct err *e)
      * within a radius are kept without a bound.) */
     bool crowded = asked > need && (q->count || a->n + (uint64_t)q->offset >= need);
     /* Or enough were kept, but so many of them are gone that those behind them are missed. */
-    /* An element that was on its way in at the beginning was a change already and no count yet. */
+    /* An element that was on its way in at the beginning was a change already and no count yet.
+     */
     bool changed = vset_changes(s->set) != s->changes || vset_count(s->set) != s->count;
     if (rc == 0 && (crowded || s->drained) && changed)
         return KITH_EBUSY;
