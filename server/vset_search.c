@@ -386,7 +386,8 @@ static uint32_t stage_candidates(const struct search *s, uint64_t size)
     }
     if (k + SPARE <= q->ef)
         k += SPARE;
-    return clamp_u32(k < s->count ? k : s->count);
+    /* One that is on its way out is no longer counted and found all the same. */
+    return clamp_u32(k < s->count ? k : (uint64_t)s->count + SPARE);
 }
 
 static int gather_stage(struct search *s, uint64_t size, struct stage *stage, struct err *e)
