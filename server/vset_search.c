@@ -41,6 +41,9 @@ enum { TRIES = 3 };
 /* Candidates beyond what is asked for, where they cost nothing: some may be removed meanwhile.
  */
 enum { SPARE = 16 };
+/* Elements that may be found though they are not counted: a set is changed one element at a
+ * time, and the one that is on its way in or out can stay there for a whole search. */
+enum { IN_FLIGHT = 1 };
 /* Vectors looked at (or filters asked) in one epoch bracket: some milliseconds. Those who wait
  * for readers to leave, writers among them, wait no longer for a scan than that. */
 enum { BRACKET_WORK = 32768 };
@@ -386,8 +389,7 @@ static uint32_t stage_candidates(const struct search *s, uint64_t size)
     }
     if (k + SPARE <= q->ef)
         k += SPARE;
-    /* One that is on its way out is no longer counted and found all the same. */
-    return clamp_u32(k < s->count ? k : (uint64_t)s->count + SPARE);
+    return clamp_u32(k < s->count ? k : (uint64_t)s->count + IN_FLIGHT);
 }
 
 static int gather_stage(struct search *s, uint64_t size, struct stage *stage, struct err *e)
@@ -512,9 +514,10 @@ static int attempt(struct search *s, struct vset_answer *a, struct err *e)
     s->changes = vset_changes(s->set);
     s->count = vset_count(s->set);
     const uint64_t asked = q->count ? (uint64_t)q->offset + q->count : UINT64_MAX;
-    const uint64_t need = asked < s->count ? asked : s->count;
+    const uint64_t most = (uint64_t)s->count + IN_FLIGHT;
+    const uint64_t need = asked < most ? asked : most;
     a->n = 0;
-    if (need == 0 || need <= q->offset)
+    if (s->count <= q->offset)
         return 0;
     struct stage stages[STAGES];
     uint32_t n_stages = 0;
@@ -535,10 +538,7 @@ static int attempt(struct search *s, struct vset_answer *a, struct err *e)
      * within a radius are kept without a bound.) */
     bool crowded = asked > need && (q->count || a->n + (uint64_t)q->offset >= need);
     /* Or enough were kept, but so many of them are gone that those behind them are missed. */
-    /* An element that was on its way in at the beginning was a change already and no count yet.
-     */
-    bool changed = vset_changes(s->set) != s->changes || vset_count(s->set) != s->count;
-    if (rc == 0 && (crowded || s->drained) && changed)
+    if (rc == 0 && (crowded || s->drained) && vset_changes(s->set) != s->changes)
         return KITH_EBUSY;
     return rc;
 }

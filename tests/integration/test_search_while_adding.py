@@ -3,14 +3,11 @@ was there all the time."""
 
 import threading
 
-import pytest
-
 from kithtest import scaled
 
 STABLE = 300
 
 
-@pytest.mark.xfail(strict=False, reason="a known defect: about one of 5,000 such searches misses the farthest")
 def test_what_was_there_is_there(make_server):
     server = make_server("--io-threads", 2)
     w = server.wire()
