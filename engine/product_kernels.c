@@ -90,16 +90,31 @@ enum {
         break;                                                                                 \
     }
 
+/* The sums of a tile: the bias (or zeros) at first, rows of the result in the end. */
+KERNEL_INLINE void tile_begin(const int rows, const float *bias, vf sums[][2])
+{
+    vf b0 = bias ? vf_load(bias) : vf_set(0), b1 = bias ? vf_load(bias + LANES) : vf_set(0);
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        sums[r][0] = b0;
+        sums[r][1] = b1;
+    }
+}
+
+KERNEL_INLINE void tile_end(const int rows, vf sums[][2], float *c, size_t c_stride)
+{
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        vf_store(c + (size_t)r * c_stride, sums[r][0]);
+        vf_store(c + (size_t)r * c_stride + LANES, sums[r][1]);
+    }
+}
+
 KERNEL_INLINE void f32_tile(const int rows, const float *a, size_t a_stride, const float *panel,
                             uint32_t k, const float *bias, float *c, size_t c_stride)
 {
     vf acc[TILE_ROWS][2];
-    vf b0 = bias ? vf_load(bias) : vf_set(0), b1 = bias ? vf_load(bias + LANES) : vf_set(0);
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) {
-        acc[r][0] = b0;
-        acc[r][1] = b1;
-    }
+    tile_begin(rows, bias, acc);
     uint32_t i = 0;
 #if defined(KITH_ISA_neon)
     for (; i + LANES <= k; i += LANES) {
@@ -128,11 +143,7 @@ KERNEL_INLINE void f32_tile(const int rows, const float *a, size_t a_stride, con
             acc[r][1] = vf_fma(x, w1, acc[r][1]);
         }
     }
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) {
-        vf_store(c + (size_t)r * c_stride, acc[r][0]);
-        vf_store(c + (size_t)r * c_stride + LANES, acc[r][1]);
-    }
+    tile_end(rows, acc, c, c_stride);
 }
 
 static void product_f32(const float *a, size_t a_stride, uint32_t n_rows, const float *panels,
@@ -592,11 +603,7 @@ KERNEL_INLINE void int16_tile(const int rows, const int16_t *a, size_t a_stride,
     }
     if (i < k)
         int16_block(rows, a + i, a_stride, panel + (size_t)i * PANEL, k - i, y);
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) {
-        vf_store(c + (size_t)r * c_stride, y[r][0]);
-        vf_store(c + (size_t)r * c_stride + LANES, y[r][1]);
-    }
+    tile_end(rows, y, c, c_stride);
 }
 
 static void product_int16(const int16_t *a, size_t a_stride, uint32_t n_rows,
@@ -642,12 +649,7 @@ KERNEL_INLINE void bf16_tile(const int rows, const uint16_t *a, size_t a_stride,
                              size_t c_stride)
 {
     vf acc[TILE_ROWS][2];
-    vf b0 = bias ? vf_load(bias) : vf_set(0), b1 = bias ? vf_load(bias + LANES) : vf_set(0);
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) {
-        acc[r][0] = b0;
-        acc[r][1] = b1;
-    }
+    tile_begin(rows, bias, acc);
     for (uint32_t i = 0; i < k; i += 2, panel += 2 * PANEL) {
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
@@ -658,11 +660,7 @@ KERNEL_INLINE void bf16_tile(const int rows, const uint16_t *a, size_t a_stride,
             acc[r][1] = bf16_add(acc[r][1], x, panel + 2 * LANES);
         }
     }
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) {
-        vf_store(c + (size_t)r * c_stride, acc[r][0]);
-        vf_store(c + (size_t)r * c_stride + LANES, acc[r][1]);
-    }
+    tile_end(rows, acc, c, c_stride);
 }
 
 static void product_bf16(const uint16_t *a, size_t a_stride, uint32_t n_rows,

@@ -33,10 +33,7 @@ model=build/models/all-MiniLM-L6-v2.q8_0.gguf
 text="kith keeps vectors near their kin"
 jobs=${JOBS:-$(nproc)}
 
-die() {
-    printf 'kith: %s\n' "$*" >&2
-    exit 1
-}
+. tools/emulated.sh
 
 install_host_packages() {
     local need
@@ -80,41 +77,14 @@ emulate() { # PROCESSOR PROGRAM ...
     timeout "${LIMIT:-1800}" qemu-aarch64 -L "$sysroot" -cpu "$@"
 }
 
-say() { # NAME, OK, FAILED, nanoseconds of the start
-    echo "$2 $3" >"$logs/$1.count"
-    printf '  %-28s %3d ok %s  %.1f s\n' "$1" "$2" "$([ "$3" -gt 0 ] && echo "$3 FAILED")" \
-        "$(awk "BEGIN { print ($(date +%s%N) - $4) / 1e9 }")"
+n1="qemu-aarch64 -L $sysroot -cpu neoverse-n1"
+
+run_test() { # shellcheck disable=SC2086
+    unit_test "$1_test" $n1 "$tree/tests/$1_test"
 }
 
-run_test() {
-    local name=$1_test start code ok bad
-    start=$(date +%s%N)
-    emulate neoverse-n1 "$tree/tests/$name" >"$logs/$name.log" 2>&1
-    code=$?
-    ok=$(grep -c '^\[       OK \]' "$logs/$name.log")
-    bad=$(grep -c '^\[  FAILED  \] [a-zA-Z_]' "$logs/$name.log")
-    bad=$(((bad + 1) / 2))
-    [ "$code" != 0 ] && [ "$bad" = 0 ] && bad=1
-    [ "$code" = 0 ] && [ "$ok" = 0 ] && bad=1
-    say "$name" "$ok" "$bad" "$start"
-    [ "$bad" = 0 ] || tail -n 40 "$logs/$name.log" | sed 's/^/    /'
-}
-
-# The vector that these kernels give, beside that of this machine's own program. With int8 a sum
-# that rounds to the other side gives another code, and that others in the next layer: two sets of
-# kernels of one machine are as far apart as two machines.
-run_embed() {
-    local kernels=$1 start cosine ok=0
-    start=$(date +%s%N)
-    KITH_KERNELS=$kernels emulate neoverse-n1 "$tree/bin/kith-engine" --model "$model" --packed-cache no --embed "$text" \
-        >"$logs/embed-$kernels.txt" 2>"$logs/embed-$kernels.log"
-    cosine=$(awk 'NR == 1 { n = split($0, a, " "); next }
-        NF == n && n > 1 { for (i = 1; i <= n; i++) { d += a[i] * $i; x += a[i] * a[i]; y += $i * $i }
-                           printf "%.6f", d / sqrt(x * y) }' "$logs/embed-native.txt" "$logs/embed-$kernels.txt")
-    awk "BEGIN { exit !(${cosine:-0} > 0.9995) }" && ok=1
-    say "embed-$kernels" $ok $((1 - ok)) "$start"
-    echo "    cosine to this machine's vector: ${cosine:-none}"
-    sed 's/^/    /' "$logs/embed-$kernels.log"
+run_embed() { # shellcheck disable=SC2086
+    embed_test "$1" $n1 "$tree/bin/kith-engine"
 }
 
 # A processor without the dot products gets the scalar kernels, and asking for NEON is an error.
@@ -140,15 +110,7 @@ make --no-print-directory -j"$jobs" programs units ARCH=aarch64 AR=aarch64-linux
     { tail -n 30 "$logs/build.log" >&2; die "the build for arm64 failed"; }
 
 echo "==> one text on both machines, and the unit tests"
-build/bin/kith-engine --model $model --packed-cache no --embed "$text" >"$logs/embed-native.txt" || die "the native program failed"
-rm -f "$logs"/*.count
-for job in "run_embed scalar" "run_embed neon" run_choice $(printf 'run_test:%s ' $tests); do
-    while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
-    ${job//:/ } &
-done
-wait
-read -r passed failed < <(cat "$logs"/*.count | awk '{ p += $1; f += $2 } END { print p + 0, f + 0 }')
-
-echo
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ] && [ "$passed" -gt 0 ]
+embed_native
+list=()
+for t in $tests; do list+=("run_test $t"); done
+run_all "run_embed scalar" "run_embed neon" run_choice "${list[@]}"
