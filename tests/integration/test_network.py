@@ -183,13 +183,17 @@ def test_clients_that_leave_at_any_point(make_server, threads):
 
 
 def test_stopping_lets_replies_drain(make_server):
+    """All that was received is run and answered, over many turns of the connection: the sleeps
+    make each longer than a turn."""
     server = make_server()
-    n = 200
+    n = 100
     with server.wire() as w:
-        w.send_bytes(encode("INCR", "n") * n)
+        w.send_bytes((encode("INCR", "n") + encode("DEBUG", "SLEEP", "0.005")) * n)
         assert w.read() == 1  # the batch was read
         server.signal(15)
-        assert [w.read() for _ in range(n - 1)] == list(range(2, n + 1))
+        assert [w.read() for _ in range(2 * n - 1)] == [
+            reply for i in range(2, n + 1) for reply in ("OK", i)
+        ] + ["OK"]
         assert w.closed()
     assert server.wait() == 0
 
