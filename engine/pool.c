@@ -1,6 +1,7 @@
 #include "engine/pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -24,7 +25,15 @@
  * Sleeping. Both sides spin for a moment and then wait on a condition. The sleeper announces
  * itself (sleepers, caller_sleeps) before it looks at the state a last time under the lock, and
  * the other side changes the state before it looks at the announcement, all sequentially
- * consistent: one of the two always sees the other. */
+ * consistent: one of the two always sees the other.
+ *
+ * Processors. The scheduler likes to wake a thread where its waker runs, and where two threads
+ * take turns at spinning and sleeping it has no reason to part them for milliseconds, which is
+ * a whole short text: two threads on one of two processors were slower than one thread (7.2 ms
+ * instead of 5.9 for ten tokens after a rest). So before the caller wakes the workers it sends
+ * them to other processors than its own; where the pool has a thread for every processor, each
+ * to one of its own. Neither keeps anybody else away: a worker that has lost its processor
+ * takes fewer parts. A pool with more threads than processors leaves all to the scheduler. */
 
 enum { INSIDE_BITS = 16, SPINS = 4000 };
 
@@ -54,6 +63,9 @@ struct pool {
     pthread_cond_t work, done;
     unsigned n_workers;
     struct worker *workers;
+
+    cpu_set_t allowed; /* what the process may use, as it was at the start */
+    int placed_for;    /* the caller's processor when the workers were placed; -1: never */
 };
 
 static void relax(void)
@@ -64,6 +76,41 @@ static void relax(void)
     __asm__ volatile("yield");
 #endif
 }
+
+/* --- where the threads run --- */
+
+/* The n-th allowed processor behind `cpu`, in a circle. */
+static size_t processor_after(const cpu_set_t *allowed, size_t cpu, unsigned n)
+{
+    while (n > 0) {
+        cpu = (cpu + 1) % CPU_SETSIZE;
+        n -= CPU_ISSET(cpu, allowed) ? 1 : 0;
+    }
+    return cpu;
+}
+
+/* By the caller. What the system refuses is left as it was. */
+static void place_workers(struct pool *p)
+{
+    int here = sched_getcpu();
+    size_t cpu = (size_t)here;
+    unsigned n_allowed = (unsigned)CPU_COUNT(&p->allowed);
+    if (here < 0 || here == p->placed_for || !CPU_ISSET(cpu, &p->allowed) ||
+        p->n_workers + 1 > n_allowed)
+        return;
+    p->placed_for = here;
+    for (unsigned i = 0; i < p->n_workers; i++) {
+        cpu_set_t mask = p->allowed;
+        CPU_CLR(cpu, &mask);
+        if (p->n_workers + 1 == n_allowed) {
+            CPU_ZERO(&mask);
+            CPU_SET(processor_after(&p->allowed, cpu, i + 1), &mask);
+        }
+        pthread_setaffinity_np(p->workers[i].thread, sizeof mask, &mask);
+    }
+}
+
+/* --- the job --- */
 
 static void take_parts(struct pool *p, unsigned thread)
 {
@@ -158,6 +205,7 @@ void pool_run(struct pool *p, uint32_t n_parts,
         atomic_load_explicit(&p->state, memory_order_relaxed) / GENERATION + 1;
     atomic_store(&p->state, generation * GENERATION | OPEN);
     if (atomic_load(&p->sleepers) > 0) {
+        place_workers(p);
         pthread_mutex_lock(&p->lock);
         pthread_cond_broadcast(&p->work);
         pthread_mutex_unlock(&p->lock);
@@ -194,7 +242,9 @@ int pool_new(struct pool **out, unsigned n_threads, struct err *e)
         mem_free(p);
         return err_set(e, KITH_ENOMEM, "out of memory for a pool of %u threads", n_threads);
     }
-    *p = (struct pool){.workers = workers};
+    *p = (struct pool){.workers = workers, .placed_for = -1};
+    if (sched_getaffinity(0, sizeof p->allowed, &p->allowed) != 0)
+        CPU_ZERO(&p->allowed); /* more processors than a cpu_set_t has: nobody is placed */
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->work, NULL);
     pthread_cond_init(&p->done, NULL);

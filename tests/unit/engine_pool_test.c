@@ -2,6 +2,7 @@
  * sleeping workers wake; failures at start leave nothing behind. Run under TSan for the rest.
  */
 
+#include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -116,6 +117,52 @@ static void work_is_shared_and_awaited(void **state)
     pool_free(p);
 }
 
+struct places {
+    atomic_uint processors[2]; /* that the thread may run on; 0 before it had a part */
+};
+
+static void note_places(void *arg, uint32_t part, unsigned thread)
+{
+    struct places *places = arg;
+    cpu_set_t mask;
+    (void)part;
+    assert_int_equal(sched_getaffinity(0, sizeof mask, &mask), 0);
+    if (thread < 2)
+        atomic_store(&places->processors[thread], (unsigned)CPU_COUNT(&mask));
+    clock_sleep_us(3000);
+}
+
+/* They are placed when they are woken, so they get time to fall asleep before each job; on a
+ * busy machine that may take some. */
+static void workers_get(unsigned n_threads, unsigned n_processors)
+{
+    struct pool *p;
+    struct places places = {0};
+    assert_int_equal(pool_new(&p, n_threads, NULL), 0);
+    for (int i = 0; i < 5 || (i < 500 && atomic_load(&places.processors[1]) != n_processors);
+         i++) {
+        clock_sleep_us(5000);
+        pool_run(p, 3 * n_threads, note_places, &places);
+    }
+    pool_free(p);
+    assert_int_equal(atomic_load(&places.processors[1]), n_processors);
+}
+
+static void workers_are_kept_off_the_callers_processor(void **state)
+{
+    (void)state;
+    cpu_set_t before, after;
+    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+    unsigned n = (unsigned)CPU_COUNT(&before);
+    if (n >= 2)
+        workers_get(2, n - 1);
+    if (n >= 3)
+        workers_get(n, 1);
+    workers_get(n + 1, n); /* more threads than processors */
+    assert_int_equal(sched_getaffinity(0, sizeof after, &after), 0);
+    assert_true(CPU_EQUAL(&before, &after)); /* the caller is nobody's to place */
+}
+
 static void refuses_and_fails_cleanly(void **state)
 {
     (void)state;
@@ -143,6 +190,7 @@ int main(void)
         cmocka_unit_test(many_short_jobs),
         cmocka_unit_test(sleepers_wake),
         cmocka_unit_test(work_is_shared_and_awaited),
+        cmocka_unit_test(workers_are_kept_off_the_callers_processor),
         cmocka_unit_test(refuses_and_fails_cleanly),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
