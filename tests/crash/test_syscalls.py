@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import time
 import subprocess
 from pathlib import Path
 
@@ -160,9 +161,13 @@ class Run:
                 w.pending = []
                 if n is not None:
                     w.acknowledged = n
-            for _ in range(100):  # it is refused while its checkpoint fails
+            # It is refused while its checkpoint fails. After a failed sync of the log, too, until the
+            # server, which ends by itself then, has come to that.
+            while len(self.errors) < 1000:
                 self.errors.append(str(conn.call("SHUTDOWN")))
                 assert "SHUTDOWN" in self.errors[-1], self.errors
+                time.sleep(0.01)
+            raise AssertionError(f"it goes on after 1000 times SHUTDOWN: {self.errors[-1]}")
         except Gone:
             server.wait(30)
         server.check_end()
