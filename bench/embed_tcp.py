@@ -7,7 +7,7 @@ Runtime in f32 and with dynamic int8 is given token ids, sentence-transformers a
 texts, as their users do. All use the same number of threads; rounds alternate, with a rest before
 each turn; medians and ratios are printed, with the worst cosine of everyone's vectors to ONNX
 Runtime's f32 over every text of the run. Behind that: one thread beside two, and the time of one
-short text that comes alone.
+short text that comes alone (--only alone: nothing but that).
 
     build/venv/bin/python bench/embed_tcp.py --csv build/bench/embed.csv --png build/bench/embed.png
 
@@ -194,19 +194,22 @@ def scaling(args, words):
     print(f"one thread to two: {ratio(times[1], times[0]):.2f} times as fast")
 
 
-def alone(run, words):
-    """One short text at a time on an idle server, its answer before the next."""
+def alone(contenders, words):
+    """One short text at a time, its answer before the next, without a pause between them and after
+    one that lets all threads fall asleep."""
     rng = np.random.default_rng(9)
-    times = []
-    for _ in range(300):
-        texts, ids = make_texts(words, 12, 1, rng)
-        time.sleep(0.005)
-        start = time.perf_counter()
-        run(texts, ids)
-        times.append(time.perf_counter() - start)
-    times.sort()
-    print(f"one text of 12 tokens that comes alone: p50 {times[150] * 1e3:.2f} ms, "
-          f"p99 {times[296] * 1e3:.2f} ms")
+    n = 200
+    for pause in (0, 0.1):
+        times = {name: [] for name in contenders}
+        for _ in range(n):
+            texts, ids = make_texts(words, 12, 1, rng)
+            for name, run in contenders.items():
+                time.sleep(pause)
+                times[name].append(timed(lambda run=run: run(texts, ids)))
+        for name, t in times.items():
+            t.sort()
+            print(f"one text of 12 tokens after a pause of {pause * 1e3:3.0f} ms: {name:24} "
+                  f"p50 {t[n // 2] * 1e3:.2f} ms, p99 {t[n * 99 // 100] * 1e3:.2f} ms")
 
 
 def plot(rows, path, title):
@@ -249,6 +252,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--peers", default="onnx,sentence-transformers,llama.cpp",
                         help="of these three; onnx is two and the measure of the vectors")
+    parser.add_argument("--only", choices=["alone"], help="the times of one short text")
     parser.add_argument("--csv", type=pathlib.Path)
     parser.add_argument("--png", type=pathlib.Path)
     args = parser.parse_args()
@@ -260,6 +264,10 @@ def main():
                         str(args.threads)).start()
         wire = server.wire(timeout=120)
         run = kith_embed(wire)
+        if args.only == "alone":
+            alone({"kith": run, **peers}, words)
+            server.stop()
+            return
         seconds, cosines = measure({"kith": run, **peers}, words, args.rounds)
         info = wire.cmd("INFO", "engine")
         kernels = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
@@ -269,7 +277,7 @@ def main():
               "alternating rounds")
         rows = rows_of(seconds, cosines)
         show(rows)
-        alone(run, words)
+        alone({"kith": run, **peers}, words)
         server.stop()
     scaling(args, words)
     if args.csv:

@@ -1,8 +1,10 @@
 #pragma once
 /* The compute pool: a fixed set of threads that run one parallel job at a time, together with
  * the caller. Workers spin for a moment after a job and then sleep, so that the many short jobs
- * of a forward pass start in about a microsecond and an idle engine uses no processor. Thread:
- * one caller at a time. */
+ * of a forward pass start in about a microsecond and an idle engine uses no processor. When
+ * they are woken they are bound to processors other than the caller's, of those that the
+ * process may use at pool_new; the caller itself is left where it is. Thread: one caller at a
+ * time. */
 
 #include <stdint.h>
 

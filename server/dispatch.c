@@ -691,9 +691,9 @@ void dispatch_run(struct connection *conn)
     int64_t until_us = w->now_us + SLICE_US;
     atomic_store_explicit(&conn->shown.active_us, w->now_us, memory_order_relaxed);
     connection_batch_begin(conn);
+    /* When the server stops, too: what was received is answered. */
     if (run_queue(conn, until_us) || !conn->is_resume)
-        read_ahead(conn,
-                   until_us); /* when the server stops, too: what was received is answered */
+        read_ahead(conn, until_us);
     /* Not while something that was read is still to be run: what waits here must stay bounded.
      */
     connection_want_read(conn, !queue_full(conn) && !conn->is_resume);

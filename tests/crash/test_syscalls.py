@@ -15,8 +15,8 @@ import os
 import random
 import re
 import shutil
-import time
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -163,11 +163,11 @@ class Run:
                     w.acknowledged = n
             # It is refused while its checkpoint fails. After a failed sync of the log, too, until the
             # server, which ends by itself then, has come to that.
-            while len(self.errors) < 1000:
+            for _ in range(1000):
                 self.errors.append(str(conn.call("SHUTDOWN")))
                 assert "SHUTDOWN" in self.errors[-1], self.errors
                 time.sleep(0.01)
-            raise AssertionError(f"it goes on after 1000 times SHUTDOWN: {self.errors[-1]}")
+            raise AssertionError(f"SHUTDOWN is refused 1000 times: {self.errors[-1]}")
         except Gone:
             server.wait(30)
         server.check_end()

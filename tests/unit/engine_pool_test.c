@@ -117,18 +117,15 @@ static void work_is_shared_and_awaited(void **state)
     pool_free(p);
 }
 
-struct places {
-    atomic_uint processors[2]; /* that the thread may run on; 0 before it had a part */
-};
-
-static void note_places(void *arg, uint32_t part, unsigned thread)
+/* On how many processors may thread 1 run? */
+static void count_processors(void *arg, uint32_t part, unsigned thread)
 {
-    struct places *places = arg;
+    atomic_uint *processors = arg;
     cpu_set_t mask;
     (void)part;
     assert_int_equal(sched_getaffinity(0, sizeof mask, &mask), 0);
-    if (thread < 2)
-        atomic_store(&places->processors[thread], (unsigned)CPU_COUNT(&mask));
+    if (thread == 1)
+        atomic_store(processors, (unsigned)CPU_COUNT(&mask));
     clock_sleep_us(3000);
 }
 
@@ -137,15 +134,14 @@ static void note_places(void *arg, uint32_t part, unsigned thread)
 static void workers_get(unsigned n_threads, unsigned n_processors)
 {
     struct pool *p;
-    struct places places = {0};
+    atomic_uint processors = 0; /* 0 before the worker had a part */
     assert_int_equal(pool_new(&p, n_threads, NULL), 0);
-    for (int i = 0; i < 5 || (i < 500 && atomic_load(&places.processors[1]) != n_processors);
-         i++) {
+    for (int i = 0; i < 5 || (i < 500 && atomic_load(&processors) != n_processors); i++) {
         clock_sleep_us(5000);
-        pool_run(p, 3 * n_threads, note_places, &places);
+        pool_run(p, 3 * n_threads, count_processors, &processors);
     }
     pool_free(p);
-    assert_int_equal(atomic_load(&places.processors[1]), n_processors);
+    assert_int_equal(atomic_load(&processors), n_processors);
 }
 
 static void workers_are_kept_off_the_callers_processor(void **state)
