@@ -33,7 +33,8 @@ enum child_status { RIGHT, WRONG, NO_THREAD };
 struct trial {
     const struct product_kernels *tiles;
     uint8_t codes[ROWS][N_IN];
-    float scales[ROWS], side[ROWS][N_SIDE];
+    struct int8_range ranges[ROWS];
+    float side[ROWS][N_SIDE];
     float panels[PANELS * BLOCKS * BLOCK_FLOATS]; /* blocks as kernels.h draws them */
     float side_weights[PANELS * N_SIDE * PANEL_MAX];
     float expected[ROWS][WIDTH], got[ROWS][WIDTH];
@@ -62,7 +63,7 @@ int amx_permit(void)
 
 static void multiply(const struct product_kernels *k, struct trial *t, float (*c)[WIDTH])
 {
-    const struct int8_rows rows = {&t->codes[0][0], N_IN, t->scales, t->side};
+    const struct int8_rows rows = {&t->codes[0][0], N_IN, t->ranges, 1, t->side};
     k->int8(&rows, 0, ROWS, t->panels, BLOCKS, PANELS, t->side_weights, c[0], WIDTH);
 }
 
@@ -73,7 +74,7 @@ static void trial_fill(struct trial *t)
     for (int r = 0; r < ROWS; r++) {
         for (int k = 0; k < N_IN; k++)
             t->codes[r][k] = (uint8_t)(1 + rng_below(&rng, 255));
-        t->scales[r] = 0.01f;
+        t->ranges[r].scale = 0.01f;
         t->side[r][SIDE_BIAS] = 1;
     }
     for (int b = 0; b < PANELS * BLOCKS; b++) {

@@ -20,19 +20,30 @@
  *      ...
  *      k = 28..31  [w(0,28) ...                                           ]
  *      scales      [s(0) s(1) ... s(P-1)]   f32; weight = s * w
+ *      sums        [s(0) (w(0,0) + ... + w(0,31)) ...]   f32; only where codes have block
+ * ranges
  *
  * Four inputs of one column lie together because that is what one lane of VPDPBUSD takes. The
  * last panel is filled with zeros, and results are written panel by panel: rows of C have room
  * for n_panels * P floats. Weight codes lie in -127 .. 127.
  *
- * Activations of the int8 product. A row x of n_in floats becomes codes in 1 .. 255 around its
- * middle, x[k] = scale * code[k] + offset, plus N_SIDE floats that enter at full precision:
+ * Activations of the int8 product. A row x of n_in floats is cut into ranges, which each have a
+ * scale and an offset: x[k] = scale * code[k] + offset. A set has one of two ways:
  *
- *   y[j] = scale * sum over blocks of s(j) * sum over k of code[k] w(j,k)
+ *   row ranges     one range, codes in 1 .. 255
+ *   block ranges   a range for each block of 32 inputs, codes in 0 .. 127
+ *
+ * The second is for a set without a product of bytes that adds in 32 bits: two 8-bit codes
+ * times two weights do not fit 16 bits, two 7-bit codes do, and the narrower ranges make up for
+ * the bit. What the codes leave out enters at full precision, as N_SIDE floats a row:
+ *
+ *   y[j] = sum over blocks of s(j) * (scale * sum over k of code[k] w(j,k)
+ *                                     + offset * sum over k of w(j,k))
  *          + sum over t of side[t] * side_weights[t][j]
  *
  *   side[0 .. 3]     what the codes leave out of up to four outlier inputs; their weights
- *   side[SIDE_SUM]   offset; the sum of the column's weights
+ *   side[SIDE_SUM]   the row range's offset, which is taken here and not at each block, or 0;
+ *                    the sum of the column's weights
  *   side[SIDE_BIAS]  1; the bias
  *
  * The block sums are exact integers below 2^24, so all variants agree to float rounding.
@@ -48,6 +59,7 @@
  * codes of one side times those of the other stay within INT16_PRODUCT_MAX, and then in floats.
  * Thread: all functions are pure but for their outputs. */
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -65,16 +77,23 @@ enum {
     ROW_MULTIPLE = 32    /* row kernels take n in multiples of this */
 };
 
-/* Rows of quantized activations. Row r has its codes at codes + r * stride. */
+struct int8_range {
+    float scale, offset;
+};
+
+/* Rows of quantized activations. Row r has its codes at codes + r * stride, its ranges at
+ * ranges + r * n_ranges. */
 struct int8_rows {
     uint8_t *codes;
     size_t stride; /* bytes */
-    float *scales;
+    struct int8_range *ranges;
+    uint32_t n_ranges; /* int8_ranges(): the same for all rows */
     float (*side)[N_SIDE];
 };
 
 struct product_kernels {
-    uint32_t panel; /* output columns of a panel */
+    uint32_t panel;    /* output columns of a panel */
+    bool block_ranges; /* how activations become codes, and whether panels have sums */
     /* c[r][j] = bias[j] + sum_k a[r][k] w[j][k], for n_panels panels; bias may be NULL. */
     void (*f32)(const float *a, size_t a_stride, uint32_t n_rows, const float *panels,
                 uint32_t k, uint32_t n_panels, const float *bias, float *c, size_t c_stride);
@@ -128,12 +147,25 @@ struct row_kernels {
      * may be anything. */
     float (*largest)(const float *x, size_t stride, uint32_t n_rows, uint32_t n);
     void (*quantize16)(const float *x, uint32_t n, float factor, int16_t *out);
-    /* codes in 1 .. 255 with x ~ scale * code + offset; the error is at most scale / 2. */
-    void (*quantize)(const float *x, uint32_t n, uint8_t *codes, float *scale, float *offset);
-    /* out = x - (scale * code + offset) */
-    void (*residue)(const float *x, uint32_t n, const uint8_t *codes, float scale, float offset,
+    /* Codes and ranges as the set's int8 product takes them; the error is at most half of a
+     * range's scale. */
+    void (*quantize)(const float *x, uint32_t n, uint8_t *codes, struct int8_range *ranges);
+    /* out = x - (scale * code + offset), of n inputs of one range */
+    void (*residue)(const float *x, uint32_t n, const uint8_t *codes, struct int8_range range,
                     float *out);
 };
+
+/* Ranges of a row of n_in inputs. */
+static inline uint32_t int8_ranges(const struct product_kernels *k, uint32_t n_in)
+{
+    return k->block_ranges ? n_in / INT8_BLOCK : 1;
+}
+
+/* Bytes of a block in an int8 panel: weights, scales, sums. */
+static inline size_t int8_block_bytes(const struct product_kernels *k)
+{
+    return k->panel * (INT8_BLOCK + (k->block_ranges ? 2 : 1) * sizeof(float));
+}
 
 struct engine_kernels {
     const char *name;

@@ -132,14 +132,15 @@ int fast_matrix_shape(const struct model_fast *f, struct fast_matrix *m,
                       enum model_precision precision, const struct fast_source *source,
                       struct err *e);
 /* The matrix lies in this block from now on: one of its own, or a part of a map. */
-void fast_matrix_place(struct fast_matrix *m, uint32_t panel, void *block, bool mapped);
+void fast_matrix_place(struct fast_matrix *m, const struct product_kernels *product,
+                       void *block, bool mapped);
 int fast_pack(const struct model_fast *f, struct fast_matrix *m, enum model_precision precision,
               const struct fast_source *source, struct err *e);
 /* Chooses the inputs with the largest m->largest as outliers and fills their side weights. */
 int fast_pack_outliers(const struct model_fast *f, struct fast_matrix *m,
                        const struct fast_source *source, struct err *e);
 void fast_matrix_deinit(struct fast_matrix *m);
-size_t fast_matrix_bytes(const struct fast_matrix *m, uint32_t panel);
+size_t fast_matrix_bytes(const struct fast_matrix *m, const struct product_kernels *product);
 
 /* model_fast_product.c: c[r] = W x[r] + bias for the rows first .. first + n_rows - 1 of the
  * group, in the precision of m. x is scratch of ours: it is changed and restored. */

@@ -32,7 +32,7 @@ static int set_path(struct model_packed *p, const struct engine_kernels *kernels
 /* What the file has to hold, for matrices whose shapes are known. */
 static struct packed_matrix *list(struct model_fast *f, struct err *e)
 {
-    const uint32_t n = fast_n_matrices(f->m), panel = f->kernels->product->panel;
+    const uint32_t n = fast_n_matrices(f->m);
     struct packed_matrix *out = mem_calloc(n, sizeof *out);
     if (!out) {
         err_set(e, KITH_ENOMEM, "out of memory for the list of packed weights");
@@ -45,7 +45,7 @@ static struct packed_matrix *list(struct model_fast *f, struct err *e)
             .n_out = m->n_out,
             .precision = (uint32_t)m->precision,
             .n_outliers = m->precision == MODEL_INT8 ? OUTLIERS_MAX : 0,
-            .bytes = fast_matrix_bytes(m, panel),
+            .bytes = fast_matrix_bytes(m, f->kernels->product),
             .data = m->block,
         };
         memcpy(out[i].outliers, m->outliers, sizeof m->outliers);
@@ -62,7 +62,7 @@ static void place(struct model_fast *f, const struct packed_matrix *list)
         memcpy(m->outliers, list[i].outliers, sizeof m->outliers);
         if (!m->mapped)
             mem_free(m->block);
-        fast_matrix_place(m, f->kernels->product->panel, (void *)(uintptr_t)list[i].data, true);
+        fast_matrix_place(m, f->kernels->product, (void *)(uintptr_t)list[i].data, true);
     }
 }
 

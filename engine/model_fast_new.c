@@ -269,13 +269,13 @@ static void choose_kernels(struct model_fast *f)
 size_t model_fast_bytes(const struct model_fast *f)
 {
     const struct model *m = f->m;
-    const uint32_t panel = f->kernels->product->panel;
+    const struct product_kernels *product = f->kernels->product;
     size_t bytes = f->positions ? (size_t)m->n_ctx * m->n_embd * sizeof(float) : 0;
     for (uint32_t l = 0; l < m->n_layers; l++)
         for (uint32_t i = 0; i < MATRICES_PER_LAYER; i++)
-            bytes += fast_matrix_bytes(of_layer(&f->layers[l], i), panel);
+            bytes += fast_matrix_bytes(of_layer(&f->layers[l], i), product);
     for (uint32_t i = 0; i < m->n_dense; i++)
-        bytes += fast_matrix_bytes(&f->dense[i], panel);
+        bytes += fast_matrix_bytes(&f->dense[i], product);
     return bytes;
 }
 

@@ -16,11 +16,6 @@
 
 enum { ALIGNMENT = 64 };
 
-static size_t block_bytes(uint32_t panel)
-{
-    return panel * (INT8_BLOCK + sizeof(float));
-}
-
 uint32_t fast_pad(const struct model_fast *f, uint32_t n)
 {
     uint32_t to =
@@ -37,19 +32,19 @@ void fast_matrix_deinit(struct fast_matrix *m)
 }
 
 /* Before the panels: the bias, or the side weights. */
-static size_t small_bytes(const struct fast_matrix *m, uint32_t panel)
+static size_t small_bytes(const struct fast_matrix *m, const struct product_kernels *product)
 {
-    size_t columns = (size_t)m->n_panels * panel,
+    size_t columns = (size_t)m->n_panels * product->panel,
            bytes = columns * (m->precision == MODEL_INT8 ? N_SIDE : 1) * sizeof(float);
     return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
-static size_t panels_bytes(const struct fast_matrix *m, uint32_t panel)
+static size_t panels_bytes(const struct fast_matrix *m, const struct product_kernels *product)
 {
-    size_t elements = (size_t)m->n_panels * panel * m->n_in;
+    size_t elements = (size_t)m->n_panels * product->panel * m->n_in;
     switch (m->precision) {
     case MODEL_INT8:
-        return (size_t)m->n_panels * (m->n_in / INT8_BLOCK) * block_bytes(panel);
+        return (size_t)m->n_panels * (m->n_in / INT8_BLOCK) * int8_block_bytes(product);
     case MODEL_BF16:
         return elements * sizeof(uint16_t);
     default:
@@ -57,14 +52,15 @@ static size_t panels_bytes(const struct fast_matrix *m, uint32_t panel)
     }
 }
 
-size_t fast_matrix_bytes(const struct fast_matrix *m, uint32_t panel)
+size_t fast_matrix_bytes(const struct fast_matrix *m, const struct product_kernels *product)
 {
-    return small_bytes(m, panel) + panels_bytes(m, panel);
+    return small_bytes(m, product) + panels_bytes(m, product);
 }
 
-void fast_matrix_place(struct fast_matrix *m, uint32_t panel, void *block, bool mapped)
+void fast_matrix_place(struct fast_matrix *m, const struct product_kernels *product,
+                       void *block, bool mapped)
 {
-    void *panels = (char *)block + small_bytes(m, panel);
+    void *panels = (char *)block + small_bytes(m, product);
     m->block = block;
     m->mapped = mapped;
     if (m->precision == MODEL_INT8) {
@@ -109,20 +105,23 @@ static void pack_row_bf16(struct fast_matrix *m, uint32_t panel, uint32_t j, con
         out[(size_t)(k / 2) * 2 * panel + k % 2] = half_bf16_from_f32(row[k]);
 }
 
-static void pack_row_int8(struct fast_matrix *m, uint32_t panel, uint32_t j,
-                          const int8_t *codes, const float *scales)
+static void pack_row_int8(struct fast_matrix *m, const struct product_kernels *product,
+                          uint32_t j, const int8_t *codes, const float *scales)
 {
-    uint32_t n_blocks = m->n_in / INT8_BLOCK, column = j % panel;
-    char *block = (char *)m->int8 + (size_t)(j / panel) * n_blocks * block_bytes(panel);
+    uint32_t n_blocks = m->n_in / INT8_BLOCK, panel = product->panel, column = j % panel;
+    size_t block_bytes = int8_block_bytes(product);
+    char *block = (char *)m->int8 + (size_t)(j / panel) * n_blocks * block_bytes;
     float sum = 0;
-    for (uint32_t b = 0; b < n_blocks; b++, block += block_bytes(panel), codes += INT8_BLOCK) {
+    for (uint32_t b = 0; b < n_blocks; b++, block += block_bytes, codes += INT8_BLOCK) {
         int total = 0;
         for (uint32_t k = 0; k < INT8_BLOCK; k++) {
             block[k / 4 * 4 * panel + 4 * column + k % 4] = (char)codes[k];
             total += codes[k];
         }
-        memcpy(block + (size_t)panel * INT8_BLOCK + column * sizeof(float), &scales[b],
-               sizeof scales[b]);
+        float *lines = (float *)(void *)(block + (size_t)panel * INT8_BLOCK);
+        lines[column] = scales[b];
+        if (product->block_ranges)
+            lines[panel + column] = scales[b] * (float)total;
         sum += scales[b] * (float)total;
     }
     float *side = m->side + (size_t)(j / panel) * N_SIDE * panel + column;
@@ -147,28 +146,29 @@ int fast_matrix_shape(const struct model_fast *f, struct fast_matrix *m,
     return 0;
 }
 
-static int allocate(struct fast_matrix *m, uint32_t panel, struct err *e)
+static int allocate(struct fast_matrix *m, const struct product_kernels *product, struct err *e)
 {
-    size_t bytes = fast_matrix_bytes(m, panel);
+    size_t bytes = fast_matrix_bytes(m, product);
     void *block = mem_alloc_aligned(ALIGNMENT, bytes);
     if (!block)
         return err_set(e, KITH_ENOMEM, "out of memory for packed weights of %u x %u", m->n_in,
                        m->n_out);
     memset(block, 0, bytes);
-    fast_matrix_place(m, panel, block, false);
+    fast_matrix_place(m, product, block, false);
     return 0;
 }
 
 int fast_pack(const struct model_fast *f, struct fast_matrix *m, enum model_precision precision,
               const struct fast_source *source, struct err *e)
 {
-    uint32_t panel = f->kernels->product->panel;
+    const struct product_kernels *product = f->kernels->product;
+    uint32_t panel = product->panel;
     int rc = fast_matrix_shape(f, m, precision, source, e);
     if (rc != 0)
         return rc;
     float *row = mem_alloc_n(m->n_in, sizeof *row);
     int8_t *codes = mem_alloc_n(m->n_in, sizeof *codes);
-    rc = row && codes ? allocate(m, panel, e)
+    rc = row && codes ? allocate(m, product, e)
                       : err_set(e, KITH_ENOMEM, "out of memory for a weight row");
     for (uint32_t j = 0; j < m->n_out && rc == 0; j++) {
         uint64_t source_j;
@@ -184,7 +184,7 @@ int fast_pack(const struct model_fast *f, struct fast_matrix *m, enum model_prec
             pack_row_bf16(m, panel, j, row);
         } else {
             tensor_row_int8(part->w, source_j, codes, row); /* row: the scales */
-            pack_row_int8(m, panel, j, codes, row);
+            pack_row_int8(m, product, j, codes, row);
             m->side[((size_t)(j / panel) * N_SIDE + SIDE_BIAS) * panel + j % panel] = bias;
         }
     }

@@ -5,25 +5,39 @@
 
 #include "engine/model_fast_internal.h"
 
-/* Row x to codes at index r of the thread's rows; the outlier inputs count as zero for the
- * range of the codes and go into the side values as they are. */
-static void quantize_row(const struct model_fast *f, struct fast_scratch *s,
+/* The range of input k of row r. */
+static struct int8_range range_of(const struct int8_rows *rows, uint32_t r, uint32_t k)
+{
+    return rows->ranges[(size_t)r * rows->n_ranges + (rows->n_ranges > 1 ? k / INT8_BLOCK : 0)];
+}
+
+/* n_in floats to codes and ranges at index r of the thread's rows. */
+static void quantize(const struct model_fast *f, struct int8_rows *rows,
+                     const struct fast_matrix *m, const float *x, uint32_t r)
+{
+    struct int8_range *ranges = rows->ranges + (size_t)r * rows->n_ranges;
+    f->kernels->row->quantize(x, m->n_in, rows->codes + r * rows->stride, ranges);
+    for (uint32_t t = 0; t < OUTLIERS_MAX; t++)
+        rows->side[r][t] = 0;
+    rows->side[r][SIDE_SUM] = rows->n_ranges == 1 ? ranges->offset : 0;
+}
+
+/* Row x at index r; the outlier inputs count as zero for the codes' range and go into the side
+ * values as they are. */
+static void quantize_row(const struct model_fast *f, struct int8_rows *rows,
                          const struct fast_matrix *m, float *x, uint32_t r)
 {
-    struct int8_rows *rows = &s->rows;
-    uint8_t *codes = rows->codes + r * rows->stride;
+    const uint8_t *codes = rows->codes + r * rows->stride;
     float *side = rows->side[r], kept[OUTLIERS_MAX];
     for (uint32_t t = 0; t < m->n_outliers; t++) {
         kept[t] = x[m->outliers[t]];
         x[m->outliers[t]] = 0;
     }
-    f->kernels->row->quantize(x, m->n_in, codes, &rows->scales[r], &side[SIDE_SUM]);
-    for (uint32_t t = 0; t < OUTLIERS_MAX; t++)
-        side[t] = 0;
+    quantize(f, rows, m, x, r);
     for (uint32_t t = 0; t < m->n_outliers; t++) {
         uint32_t k = m->outliers[t];
         x[k] = kept[t];
-        side[t] = kept[t] - (rows->scales[r] * (float)codes[k] + side[SIDE_SUM]);
+        f->kernels->row->residue(&kept[t], 1, codes + k, range_of(rows, r, k), &side[t]);
     }
     side[SIDE_BIAS] = 1;
 }
@@ -34,16 +48,14 @@ static void quantize_residue(const struct model_fast *f, struct fast_scratch *s,
                              uint32_t second)
 {
     struct int8_rows *rows = &s->rows;
-    float *side = rows->side[second];
-    f->kernels->row->residue(x, m->n_in, rows->codes + r * rows->stride, rows->scales[r],
-                             rows->side[r][SIDE_SUM], s->residue);
+    const uint8_t *codes = rows->codes + r * rows->stride;
+    uint32_t span = m->n_in / rows->n_ranges;
+    for (uint32_t k = 0; k < m->n_in; k += span)
+        f->kernels->row->residue(x + k, span, codes + k, range_of(rows, r, k), s->residue + k);
     for (uint32_t t = 0; t < m->n_outliers; t++)
         s->residue[m->outliers[t]] = 0;
-    f->kernels->row->quantize(s->residue, m->n_in, rows->codes + second * rows->stride,
-                              &rows->scales[second], &side[SIDE_SUM]);
-    for (uint32_t t = 0; t < OUTLIERS_MAX; t++)
-        side[t] = 0;
-    side[SIDE_BIAS] = 0;
+    quantize(f, rows, m, s->residue, second);
+    rows->side[second][SIDE_BIAS] = 0;
 }
 
 static void note_largest(const struct fast_matrix *m, const float *x)
@@ -70,11 +82,12 @@ void fast_product(const struct model_fast *f, struct fast_scratch *s,
         return;
     }
     uint32_t n_twice = 0, n_blocks = m->n_in / INT8_BLOCK;
+    s->rows.n_ranges = int8_ranges(product, m->n_in);
     for (uint32_t r = 0; r < n_rows; r++) {
         float *row = x + r * x_stride;
         if (m->largest)
             note_largest(m, row);
-        quantize_row(f, s, m, row, r);
+        quantize_row(f, &s->rows, m, row, r);
         if (f->short_text[first + r]) {
             quantize_residue(f, s, m, row, r, n_rows + n_twice);
             s->twice[n_twice++] = r;

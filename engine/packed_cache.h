@@ -42,7 +42,7 @@
 #include "base/error.h"
 #include "engine/kernels.h"
 
-enum { PACKED_CACHE_VERSION = 1, PACKED_CACHE_ALIGNMENT = 64 };
+enum { PACKED_CACHE_VERSION = 2, PACKED_CACHE_ALIGNMENT = 64 };
 
 /* What a file was made for. */
 struct packed_identity {

@@ -206,11 +206,16 @@ static float softmax_codes(const float *x, uint32_t n, float factor, int16_t *ou
     return vf_sum(vf_of_vi(sum));
 }
 
+enum { CACHE_LINE = 64, ROWS_AHEAD = 8 };
+
 static float largest(const float *x, size_t stride, uint32_t n_rows, uint32_t n)
 {
     vf most = vf_set(0), zero = vf_set(0);
     float rest = 0;
     for (uint32_t r = 0; r < n_rows; r++, x += stride) {
+        /* Rows of one head lie pages apart, where the processor does not look ahead. */
+        for (size_t at = 0; at < n * sizeof *x; at += CACHE_LINE)
+            __builtin_prefetch((const char *)x + ROWS_AHEAD * stride * sizeof *x + at);
         uint32_t i = 0;
         for (; i + LANES <= n; i += LANES) {
             vf v = vf_load(x + i);
@@ -239,7 +244,9 @@ static void quantize16(const float *x, uint32_t n, float factor, int16_t *out)
     }
 }
 
-static void quantize(const float *x, uint32_t n, uint8_t *codes, float *scale, float *offset)
+/* One range, to codes in first .. last. */
+KERNEL_INLINE struct int8_range quantize_range(const float *x, uint32_t n, float first,
+                                               float last, uint8_t *codes)
 {
     vf low = vf_load(x), high = low;
     for (uint32_t i = LANES; i < n; i += LANES) {
@@ -247,27 +254,36 @@ static void quantize(const float *x, uint32_t n, uint8_t *codes, float *scale, f
         low = vf_min(low, v);
         high = vf_max(high, v);
     }
-    float lo = vf_smallest(low), hi = vf_largest(high), middle = 0.5f * lo + 0.5f * hi;
-    float step = (0.5f * hi - 0.5f * lo) * (2.0f / 254.0f);
+    float lo = vf_smallest(low), hi = vf_largest(high), half = 0.5f * (last - first);
+    float middle = 0.5f * lo + 0.5f * hi, step = (0.5f * hi - 0.5f * lo) / half;
     if (!(step > 1e-30f))
-        step = 1e-30f; /* a constant row: every code is 128 and the offset says it all */
-    vf inverse = vf_set(1.0f / step), center = vf_set(middle);
-    vf first = vf_set(-127.0f), last = vf_set(127.0f), rounder = vf_set(LANES_ROUNDER);
-    vi base = vi_set(LANES_ROUNDER_BITS - 128);
+        step = 1e-30f; /* all are the same: the offset says it all */
+    vf inverse = vf_set(1.0f / step), center = vf_set(middle), least = vf_set(first);
+    vf mean = vf_set(first + half), most = vf_set(last), rounder = vf_set(LANES_ROUNDER);
+    vi base = vi_set(LANES_ROUNDER_BITS);
     for (uint32_t i = 0; i < n; i += LANES) {
-        vf v = vf_mul(vf_sub(vf_load(x + i), center), inverse);
-        v = vf_min(vf_max(v, first), last);
+        vf v = vf_fma(vf_sub(vf_load(x + i), center), inverse, mean);
+        v = vf_min(vf_max(v, least), most);
         vi_store_bytes(codes + i, vi_sub(vi_of_bits(vf_add(v, rounder)), base));
     }
-    *scale = step;
-    *offset = middle - 128.0f * step;
+    return (struct int8_range){step, middle - (first + half) * step};
 }
 
-static void residue(const float *x, uint32_t n, const uint8_t *codes, float scale, float offset,
+static void quantize(const float *x, uint32_t n, uint8_t *codes, struct int8_range *ranges)
+{
+#if defined(KITH_ISA_avx2)
+    for (uint32_t i = 0; i < n; i += INT8_BLOCK)
+        *ranges++ = quantize_range(x + i, INT8_BLOCK, 0, 127, codes + i);
+#else
+    *ranges = quantize_range(x, n, 1, 255, codes);
+#endif
+}
+
+static void residue(const float *x, uint32_t n, const uint8_t *codes, struct int8_range range,
                     float *out)
 {
     for (uint32_t i = 0; i < n; i++)
-        out[i] = x[i] - (scale * (float)codes[i] + offset);
+        out[i] = x[i] - (range.scale * (float)codes[i] + range.offset);
 }
 
 extern const struct row_kernels KERNEL_TABLE(row_kernels_);

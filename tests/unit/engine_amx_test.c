@@ -26,7 +26,7 @@ static float element(const struct int8_rows *a, uint32_t r, const char *panel,
                    (int8_t)panel[k / 4 * 4 * PANEL + 4 * j + k % 4];
         y += scale * (float)sum;
     }
-    y *= a->scales[r];
+    y *= a->ranges[r].scale;
     for (uint32_t t = 0; t < N_SIDE; t++)
         y += a->side[r][t] * side_weights[t * PANEL + j];
     return y;

@@ -90,13 +90,14 @@ struct int8_case {
     struct int8_rows rows;
     char *panels;
     float *side_weights;
+    const struct product_kernels *product;
     uint32_t n_blocks, n_panels, panel;
 };
 
 static char *block_of(const struct int8_case *t, uint32_t j, uint32_t k)
 {
-    size_t bytes = t->panel * (INT8_BLOCK + sizeof(float));
-    return t->panels + ((size_t)(j / t->panel) * t->n_blocks + k / INT8_BLOCK) * bytes;
+    return t->panels + ((size_t)(j / t->panel) * t->n_blocks + k / INT8_BLOCK) *
+                           int8_block_bytes(t->product);
 }
 
 static int8_t *weight_at(const struct int8_case *t, uint32_t j, uint32_t k)
@@ -110,14 +111,23 @@ static float *scale_at(const struct int8_case *t, uint32_t j, uint32_t k)
     return (float *)(void *)(block_of(t, j, k) + (size_t)INT8_BLOCK * t->panel) + j % t->panel;
 }
 
-static struct int8_case int8_case_new(uint32_t panel, uint32_t n_blocks)
+static struct int8_range *range_at(const struct int8_case *t, uint32_t r, uint32_t k)
 {
-    struct int8_case t = {.n_blocks = n_blocks, .n_panels = PANELS_MAX, .panel = panel};
+    uint32_t i = t->product->block_ranges ? k / INT8_BLOCK : 0;
+    return &t->rows.ranges[r * t->rows.n_ranges + i];
+}
+
+static struct int8_case int8_case_new(const struct product_kernels *product, uint32_t n_blocks)
+{
+    uint32_t panel = product->panel;
+    struct int8_case t = {
+        .product = product, .n_blocks = n_blocks, .n_panels = PANELS_MAX, .panel = panel};
     t.rows.stride = n_blocks * INT8_BLOCK + 7;
     t.rows.codes = make(INT8_ROWS_MAX * t.rows.stride);
-    t.rows.scales = make(INT8_ROWS_MAX * sizeof(float));
+    t.rows.n_ranges = int8_ranges(product, n_blocks * INT8_BLOCK);
+    t.rows.ranges = make(INT8_ROWS_MAX * t.rows.n_ranges * sizeof *t.rows.ranges);
     t.rows.side = make(INT8_ROWS_MAX * sizeof *t.rows.side);
-    t.panels = make((size_t)PANELS_MAX * n_blocks * panel * (INT8_BLOCK + sizeof(float)));
+    t.panels = make(PANELS_MAX * n_blocks * int8_block_bytes(product));
     t.side_weights = make((size_t)PANELS_MAX * N_SIDE * panel * sizeof(float));
     return t;
 }
@@ -125,7 +135,7 @@ static struct int8_case int8_case_new(uint32_t panel, uint32_t n_blocks)
 static void int8_case_free(struct int8_case *t)
 {
     free(t->rows.codes);
-    free(t->rows.scales);
+    free(t->rows.ranges);
     free(t->rows.side);
     free(t->panels);
     free(t->side_weights);
@@ -133,19 +143,20 @@ static void int8_case_free(struct int8_case *t)
 
 enum pattern { RANDOM, HIGHEST, LOWEST, OPPOSED, ZERO, N_PATTERNS };
 
-static uint8_t code_of(enum pattern p, uint32_t k)
+static uint8_t code_of(enum pattern p, uint32_t k, bool block_ranges)
 {
+    uint8_t first = block_ranges ? 0 : 1, last = block_ranges ? 127 : 255;
     switch (p) {
     case HIGHEST:
-        return 255;
+        return last;
     case LOWEST:
-        return 1;
+        return first;
     case OPPOSED:
-        return k % 2 ? 255 : 1;
+        return k % 2 ? last : first;
     case ZERO:
-        return 128;
+        return (uint8_t)(last / 2 + 1);
     default:
-        return (uint8_t)(1 + rng_below(&rng, 255));
+        return (uint8_t)(first + rng_below(&rng, last + 1u - first));
     }
 }
 
@@ -165,30 +176,39 @@ static int8_t weight_of(enum pattern p, uint32_t k)
     }
 }
 
-/* SIDE_SUM's weights must be the sums of the dequantized weights, as the packer makes them. */
+/* SIDE_SUM's weights and a block's sums must be those of the dequantized weights, as the packer
+ * makes them. */
 static void int8_case_fill(struct int8_case *t, enum pattern codes, enum pattern weights)
 {
     uint32_t n = t->n_blocks * INT8_BLOCK;
     for (uint32_t r = 0; r < INT8_ROWS_MAX; r++) {
         for (uint32_t k = 0; k < n; k++)
-            t->rows.codes[r * t->rows.stride + k] = code_of(codes, k);
-        t->rows.scales[r] = uniform(0.001f, 0.02f);
+            t->rows.codes[r * t->rows.stride + k] = code_of(codes, k, t->product->block_ranges);
+        for (uint32_t i = 0; i < t->rows.n_ranges; i++)
+            t->rows.ranges[r * t->rows.n_ranges + i] =
+                (struct int8_range){uniform(0.001f, 0.02f), uniform(-1, 1)};
         fill(t->rows.side[r], N_SIDE, -1, 1);
     }
     fill(t->side_weights, (size_t)PANELS_MAX * N_SIDE * t->panel, -1, 1);
     for (uint32_t j = 0; j < PANELS_MAX * t->panel; j++) {
-        double sum = 0;
+        double sum = 0, block_sum = 0;
         for (uint32_t k = 0; k < n; k++) {
-            if (k % INT8_BLOCK == 0)
+            if (k % INT8_BLOCK == 0) {
                 *scale_at(t, j, k) = uniform(0.0005f, 0.002f);
+                block_sum = 0;
+            }
             *weight_at(t, j, k) = weight_of(weights, k);
+            block_sum += (double)*scale_at(t, j, k) * *weight_at(t, j, k);
             sum += (double)*scale_at(t, j, k) * *weight_at(t, j, k);
+            if (t->product->block_ranges)
+                scale_at(t, j, k)[t->panel] = (float)block_sum;
         }
         t->side_weights[((size_t)(j / t->panel) * N_SIDE + SIDE_SUM) * t->panel +
                         j % t->panel] = (float)sum;
     }
 }
 
+/* Row ranges leave their offset to SIDE_SUM, whose value is a random one here. */
 static double int8_expected(const struct int8_case *t, uint32_t r, uint32_t j,
                             double *magnitude)
 {
@@ -196,11 +216,11 @@ static double int8_expected(const struct int8_case *t, uint32_t r, uint32_t j,
     *magnitude =
         1; /* of the terms that are rounded: 128 is taken out of the codes and put back */
     for (uint32_t k = 0; k < t->n_blocks * INT8_BLOCK; k++) {
-        double product = (double)t->rows.scales[r] * t->rows.codes[r * t->rows.stride + k] *
-                         (double)*scale_at(t, j, k) * *weight_at(t, j, k);
-        y += product;
-        *magnitude += (double)t->rows.scales[r] * 255 * (double)*scale_at(t, j, k) *
-                      abs(*weight_at(t, j, k));
+        const struct int8_range *range = range_at(t, r, k);
+        double offset = t->product->block_ranges ? (double)range->offset : 0;
+        double w = (double)*scale_at(t, j, k) * *weight_at(t, j, k);
+        y += ((double)range->scale * t->rows.codes[r * t->rows.stride + k] + offset) * w;
+        *magnitude += ((double)range->scale * 255 + fabs(offset)) * fabs(w);
     }
     for (uint32_t i = 0; i < N_SIDE; i++)
         y +=
@@ -237,7 +257,7 @@ static void check_int8(const struct engine_kernels *k)
     static const uint32_t counts[] = {1, 6, 13, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 70};
     for (size_t b = 0; b < sizeof blocks / sizeof *blocks; b++)
         for (int p = 0; p < N_PATTERNS * N_PATTERNS; p++) {
-            struct int8_case t = int8_case_new(k->product->panel, blocks[b]);
+            struct int8_case t = int8_case_new(k->product, blocks[b]);
             int8_case_fill(&t, (enum pattern)(p / N_PATTERNS), (enum pattern)(p % N_PATTERNS));
             uint32_t rows = 1 + (uint32_t)rng_below(&rng, 40);
             check_int8_rows(k, &t, (uint32_t)rng_below(&rng, INT8_ROWS_MAX - rows + 1), rows);
@@ -643,9 +663,11 @@ static void check_quantize(const struct engine_kernels *k)
 {
     static float x[N_MAX], back[N_MAX];
     static uint8_t codes[N_MAX];
+    static struct int8_range ranges[N_MAX / INT8_BLOCK];
+    bool by_block = k->product->block_ranges;
     for (uint32_t n = ROW_MULTIPLE; n <= N_MAX; n += 11 * ROW_MULTIPLE)
         for (int i = 0; i < 8; i++) {
-            float scale, offset, lo = i == 0 ? 0 : i == 1 ? -0.17f : -3, largest = 0;
+            float lo = i == 0 ? 0 : i == 1 ? -0.17f : -3, largest = 0, widest = 0;
             fill(x, n, lo, i == 2 ? lo : 3); /* 2: a constant row */
             if (i == 3)
                 memset(x, 0, sizeof x);
@@ -657,26 +679,34 @@ static void check_quantize(const struct engine_kernels *k)
                 fill(x, n, 100.0f, 100.001f);
             if (i == 7)
                 x[0] = -1e38f, x[1] = 1e38f;
-            k->row->quantize(x, n, codes, &scale, &offset);
-            k->row->residue(x, n, codes, scale, offset, back);
+            k->row->quantize(x, n, codes, ranges);
+            uint32_t span = n / int8_ranges(k->product, n);
+            for (uint32_t j = 0; j < n; j += span)
+                k->row->residue(x + j, span, codes + j, ranges[j / span], back + j);
             for (uint32_t j = 0; j < n; j++)
                 largest = fmaxf(largest, fabsf(x[j]));
             for (uint32_t j = 0; j < n; j++) {
-                double y = (double)scale * codes[j] + (double)offset;
-                double bound = 0.501 * (double)scale + 1e-6 * (double)largest + 1e-28;
-                assert_true(codes[j] >= 1);
+                struct int8_range range = ranges[j / span];
+                double y = (double)range.scale * codes[j] + (double)range.offset;
+                double bound = 0.501 * (double)range.scale + 1e-6 * (double)largest + 1e-28;
+                assert_true(by_block ? codes[j] <= 127 : codes[j] >= 1);
                 assert_true(fabs(y - (double)x[j]) <= bound);
                 assert_true(fabs((double)back[j] - ((double)x[j] - y)) <=
-                            1e-6 * (double)largest + 128e-6 * (double)scale);
+                            1e-6 * (double)largest + 128e-6 * (double)range.scale);
+                widest = fmaxf(widest, range.scale);
             }
+            /* A range no wider than its values, to which a step too large would be no error. */
+            assert_true((double)widest <=
+                        2 * (double)largest / (by_block ? 127 : 254) * 1.001 + 1e-28);
         }
     /* Not a number: any codes, but no trap and nothing outside the row. */
-    float scale, offset;
     for (uint32_t j = 0; j < ROW_MULTIPLE; j++)
         x[j] = j % 3 ? NAN : INFINITY;
     codes[ROW_MULTIPLE] = 77;
-    k->row->quantize(x, ROW_MULTIPLE, codes, &scale, &offset);
+    k->row->quantize(x, ROW_MULTIPLE, codes, ranges);
     assert_int_equal(codes[ROW_MULTIPLE], 77);
+    for (uint32_t j = 0; j < ROW_MULTIPLE; j++)
+        assert_true(by_block ? codes[j] <= 127 : codes[j] >= 1);
 }
 
 static void quantized_rows(void **state)
