@@ -84,8 +84,11 @@ for r in "$root"/tests/replay_fuzz_*; do
     fi
 done
 
-say "==> integration and crash tests ($variant)"
-build/venv/bin/python -m pytest tests/integration tests/crash -q -rs --durations=5 \
+# A few files at a time: much of the time they wait for disks, kills and each other. Those that kill come first, for
+# they are the longest.
+say "==> crash and integration tests ($variant)"
+workers=$(($(nproc) < 7 ? $(nproc) + 1 : 8))
+build/venv/bin/python -m pytest tests/crash tests/integration -n "$workers" --dist loadfile -q -rs --durations=5 \
     -p no:cacheprovider --junit-xml="$logs/pytest.xml" ${PYTEST_ARGS:-}
 code=$?
 if [ -f "$logs/pytest.xml" ]; then
