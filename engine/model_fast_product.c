@@ -19,7 +19,7 @@ static void quantize(const struct model_fast *f, struct int8_rows *rows,
     f->kernels->row->quantize(x, m->n_in, rows->codes + r * rows->stride, ranges);
     for (uint32_t t = 0; t < OUTLIERS_MAX; t++)
         rows->side[r][t] = 0;
-    rows->side[r][SIDE_SUM] = rows->n_ranges == 1 ? ranges->offset : 0;
+    rows->side[r][SIDE_SUM] = f->kernels->product->block_ranges ? 0 : ranges->offset;
 }
 
 /* Row x at index r; the outlier inputs count as zero for the codes' range and go into the side
