@@ -1,6 +1,7 @@
 /* A file of packed weights of any bytes, as they are and then signed: the checksum is made
- * right and the version of kith this one's, or nothing else would ever be looked at. What is
- * accepted has every matrix inside it, aligned, and outliers that are inputs, all different.
+ * right and the versions of the file and of kith these, or nothing else would ever be looked
+ * at. What is accepted has every matrix inside it, aligned, and outliers that are inputs, all
+ * different.
  *
  * The seeds are the file of tests/unit/engine_packed_fixture.h: whole, cut, and with single
  * wrong parts. */
@@ -14,7 +15,13 @@
 #include "base/version.h"
 #include "tests/unit/engine_packed_fixture.h"
 
-enum { KITH_AT = 56, KITH_BYTES = 16, CHECKSUM_BYTES = 8, N = PACKED_FIXTURE_MATRICES };
+enum {
+    VERSION_AT = 8,
+    KITH_AT = 56,
+    KITH_BYTES = 16,
+    CHECKSUM_BYTES = 8,
+    N = PACKED_FIXTURE_MATRICES
+};
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -63,6 +70,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!file)
         return 0;
     memcpy(file, data, size);
+    store_u32(file + VERSION_AT, PACKED_CACHE_VERSION);
     memset(file + KITH_AT, 0, KITH_BYTES);
     memcpy(file + KITH_AT, KITH_VERSION, strlen(KITH_VERSION));
     store_u64(file + size - CHECKSUM_BYTES, hash64(file, size - CHECKSUM_BYTES));
