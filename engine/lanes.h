@@ -245,7 +245,7 @@ KERNEL_INLINE vf vf_mul(vf a, vf b)
 }
 KERNEL_INLINE vf vf_div(vf a, vf b)
 {
-    return simde_vdivq_f32(a, b);
+    return a / b; /* SIMDe 0.7.4 has no vdivq */
 }
 KERNEL_INLINE vf vf_fma(vf a, vf b, vf c)
 {
