@@ -20,8 +20,7 @@
  *      ...
  *      k = 28..31  [w(0,28) ...                                           ]
  *      scales      [s(0) s(1) ... s(P-1)]   f32; weight = s * w
- *      sums        [s(0) (w(0,0) + ... + w(0,31)) ...]   f32; only where codes have block
- * ranges
+ *      sums        [s(0) (w(0,0) + ... + w(0,31)) ...]   f32; with block ranges only
  *
  * Four inputs of one column lie together because that is what one lane of VPDPBUSD takes. The
  * last panel is filled with zeros, and results are written panel by panel: rows of C have room

@@ -128,8 +128,8 @@ static int scratch_grow(struct model_fast *f, unsigned n_threads, struct err *e)
         goto nomem;
     for (; f->n_scratch < n_threads; f->n_scratch++) {
         struct fast_scratch *s = &f->scratch[f->n_scratch];
-        s->rows.stride =
-            widest_in(f) + ALIGNMENT; /* rows must not fall on the same cache sets */
+        /* Rows must not fall on the same cache sets. */
+        s->rows.stride = widest_in(f) + ALIGNMENT;
         s->block = mem_alloc_aligned(ALIGNMENT, scratch_layout(f, s, NULL) * sizeof(float));
         s->rows.codes = mem_alloc_aligned(ALIGNMENT, 2 * BLOCK_ROWS * s->rows.stride);
         if (!s->block || !s->rows.codes) {

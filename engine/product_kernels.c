@@ -168,9 +168,8 @@ static void product_f32(const float *a, size_t a_stride, uint32_t n_rows, const 
     }
 }
 
-/* Panels lie one behind the other, and of few rows the first tile alone reads the next one: the
- * processor's own looking ahead ends at each page. A tenth of the time of a text of 12 tokens.
- */
+/* The first tile of a panel asks for its blocks ahead: the processor's own looking ahead ends
+ * at each page. A tenth of the time of a text of 12 tokens. */
 enum { BLOCKS_AHEAD = 4 };
 
 /* One vector of weights against one broadcast of four codes. LANES sums of four products. */
@@ -351,7 +350,7 @@ KERNEL_INLINE void int8_row_out(const struct int8_rows *a, size_t r, const vf y[
 
 KERNEL_INLINE void int8_tile(const int rows, const struct int8_rows *a, size_t first,
                              const char *panel, uint32_t n_blocks, const float *side_weights,
-                             float *c, size_t c_stride)
+                             bool first_tile, float *c, size_t c_stride)
 {
     vf y[TILE_ROWS][2];
     const uint8_t *codes = a->codes + first * a->stride;
@@ -360,7 +359,7 @@ KERNEL_INLINE void int8_tile(const int rows, const struct int8_rows *a, size_t f
         y[r][0] = y[r][1] = vf_set(0);
     for (uint32_t b = 0; b < n_blocks; b++, panel += BLOCK_BYTES, codes += INT8_BLOCK) {
         vf sums[TILE_ROWS][2];
-        for (int i = 0; i < BLOCK_BYTES; i += 64)
+        for (int i = 0; first_tile && i < BLOCK_BYTES; i += 64)
             __builtin_prefetch(panel + BLOCKS_AHEAD * BLOCK_BYTES + i);
         int8_block(rows, codes, a->stride, (const int8_t *)panel, sums);
         int8_add(rows, sums, (const float *)(const void *)(panel + PANEL * INT8_BLOCK), a,
@@ -381,7 +380,8 @@ static void product_int8(const struct int8_rows *a, uint32_t first, uint32_t n_r
         for (uint32_t r = 0; r < n_rows; r += INT8_ROWS) {
             uint32_t rows = n_rows - r < INT8_ROWS ? n_rows - r : INT8_ROWS;
             float *out = c + (size_t)r * c_stride + (size_t)p * PANEL;
-            CALL_TILE(rows, int8_tile, a, first + r, panel, n_blocks, side, out, c_stride)
+            CALL_TILE(rows, int8_tile, a, first + r, panel, n_blocks, side, r == 0, out,
+                      c_stride)
         }
     }
 }
