@@ -57,7 +57,7 @@ struct subject {
 #define FMA(v, i) "vfmadd231ps %%" v "12,%%" v "13,%%" v #i "\n\t"
 #define VNNI(v, i) "vpdpbusd %%" v "12,%%" v "13,%%" v #i "\n\t"
 /* As many bytes as one VPDPBUSD takes, without it: products of bytes, pairs of those, and an
- * addition. What moves the signs (product_kernels.c) is not counted. */
+ * addition. */
 #define PAIRS(v, i)                                                                            \
     "vpmaddubsw %%" v "12,%%" v "13,%%" v "14\n\t"                                             \
     "vpmaddwd %%" v "13,%%" v "14,%%" v "14\n\t"                                               \

@@ -26,6 +26,14 @@
 /* KERNEL_TABLE(row_kernels_) names this variant's table: row_kernels_avx2. */
 #define KERNEL_TABLE(prefix) LANES_PASTE(prefix, KITH_ISA)
 
+/* Which of the two ways activations become codes (kernels.h): what the row kernels write is
+ * what the products take. */
+#if defined(KITH_ISA_avx2)
+enum { BLOCK_RANGES = 1 };
+#else
+enum { BLOCK_RANGES = 0 };
+#endif
+
 #if defined(KITH_ISA_avx512)
 #include <simde/x86/avx512.h>
 

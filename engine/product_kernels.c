@@ -64,11 +64,6 @@
 
 enum {
     PANEL = 2 * LANES,
-#if defined(KITH_ISA_avx2)
-    BLOCK_RANGES = 1,
-#else
-    BLOCK_RANGES = 0,
-#endif
     BLOCK_BYTES = PANEL * (INT8_BLOCK + (1 + BLOCK_RANGES) * (int)sizeof(float)),
     TILE_ROWS = 6 /* the largest tile; the int8 one of AVX2 is smaller */
 };

@@ -271,12 +271,10 @@ KERNEL_INLINE struct int8_range quantize_range(const float *x, uint32_t n, float
 
 static void quantize(const float *x, uint32_t n, uint8_t *codes, struct int8_range *ranges)
 {
-#if defined(KITH_ISA_avx2)
-    for (uint32_t i = 0; i < n; i += INT8_BLOCK)
+    if (!BLOCK_RANGES)
+        *ranges = quantize_range(x, n, 1, 255, codes);
+    for (uint32_t i = 0; BLOCK_RANGES && i < n; i += INT8_BLOCK)
         *ranges++ = quantize_range(x + i, INT8_BLOCK, 0, 127, codes + i);
-#else
-    *ranges = quantize_range(x, n, 1, 255, codes);
-#endif
 }
 
 static void residue(const float *x, uint32_t n, const uint8_t *codes, struct int8_range range,
