@@ -35,11 +35,12 @@ OPT_tsan := -O1 -fno-omit-frame-pointer -fsanitize=thread
 # (tools/check-isas.sh). Only the kernels and what chooses among them are compiled for it.
 OPT_emulated := -O1 -DKITH_EMULATED_ISAS=1
 # Kernels under a sanitizer, or a text takes seconds: addresses are checked in all of them, undefined
-# behaviour in the scalar ones (the sources are the same); the engine's are left out of the race
+# behaviour and arrays on the stack in the scalar ones (the sources are the same; checked, a tile does
+# not stay in registers, and all takes four times as long); the engine's are left out of the race
 # detector, which sees what hands them their memory.
 KERNEL_OPT = $(KERNEL_OPT_$(VARIANT)_$(if $(filter scalar,$(1)),scalar,vector)) $(if $(filter engine/%,$(2)),$(KERNEL_OPT_$(VARIANT)_engine))
 KERNEL_OPT_asan_scalar := -O2
-KERNEL_OPT_asan_vector := -O2 -fno-sanitize=undefined
+KERNEL_OPT_asan_vector := -O2 -fno-sanitize=undefined --param asan-stack=0
 KERNEL_OPT_tsan_engine := -O3 -fno-sanitize=thread
 CFLAGS := $(CSTD) -g $(OPT_$(VARIANT)) $(WARN) -I. -pthread -ffp-contract=off
 LDFLAGS := -pthread $(filter -fsanitize%,$(OPT_$(VARIANT)))

@@ -243,7 +243,7 @@ def test_changed_and_shorter_documents(text_server, wire, tmp_path):
 def test_killed_in_the_middle(make_server, model, tmp_path):
     s = make_server("--embedder", model)
     s.wait_engine()
-    n = scaled(600, 200)
+    n = scaled(600, 100)
     path = write_jsonl(tmp_path / "r.jsonl", [{"id": i, "text": passage(i, 120)} for i in range(n)])
     command = [str(BIN / "kith-import"), "--port", str(s.port), "--batch", "8", "v", str(path)]
     tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

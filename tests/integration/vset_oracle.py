@@ -1009,8 +1009,11 @@ class Oracle:
         return names, at + 1 + n
 
     def mean(self, s, names):
+        """Of directions where only they count. A vector of zeros has none and adds nothing, even
+        where its binary code has a sign for every component."""
         codes = [s.kept(s.elements[n]) for n in names]
-        units = [c.unit / math.sqrt(s.dim) if c.quant == "bin" else c.unit for c in codes]
+        length = math.sqrt(s.dim)
+        units = [c.unit * (c.norm > 0) / length if c.quant == "bin" else c.unit for c in codes]
         if s.metric != "COSINE":
             units = [u * c.norm for u, c in zip(units, codes)]
         return np.mean(units, axis=0)
