@@ -72,9 +72,10 @@ enum {
     BLOCK_ROWS = 48,
     ATTENTION_ROWS = 24,
     GROUP_TOKENS_PER_THREAD = 512,
-    /* Texts shorter than this get two planes of codes, and all texts of a model with fewer
-     * features than that, see model_fast.c. */
+    /* Texts shorter than this get two planes of codes, with row ranges and with block ranges,
+     * and all texts of a model with fewer features than that; see model_fast.c. */
     TWO_PLANES_BELOW = 12,
+    TWO_PLANES_BELOW_BLOCKS = 6,
     TWO_PLANES_FEATURES = 256
 };
 
@@ -105,7 +106,7 @@ struct model_fast {
     float *qkv;       /* x qkv_stride */
     float *context;   /* x q_width */
     float *pooled;    /* x n_embd, a row a text */
-    bool *short_text; /* the token belongs to a text below TWO_PLANES_BELOW */
+    bool *two_planes; /* the token's text has a second plane of codes */
 };
 
 /* Multiples of the panel, the row multiple, or both. */

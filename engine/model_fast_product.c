@@ -88,7 +88,7 @@ void fast_product(const struct model_fast *f, struct fast_scratch *s,
         if (m->largest)
             note_largest(m, row);
         quantize_row(f, &s->rows, m, row, r);
-        if (f->short_text[first + r]) {
+        if (f->two_planes[first + r]) {
             quantize_residue(f, s, m, row, r, n_rows + n_twice);
             s->twice[n_twice++] = r;
         }

@@ -280,7 +280,8 @@ static double worst_cosine(const struct rig *m, const struct model_batch *batch,
     return worst;
 }
 
-/* The worst cosine, and the worst of the texts that get two planes of codes. */
+/* The worst cosine, and the worst of the texts that get two planes of codes whatever the number
+ * of features is. */
 static double run_and_compare(const struct rig *m, enum model_precision precision,
                               const struct model_batch *batch, double *brief)
 {
@@ -291,7 +292,9 @@ static double run_and_compare(const struct rig *m, enum model_precision precisio
     assert_int_equal(pool_new(&pool, 2, NULL), 0);
     assert_int_equal(model_fast_forward(f, pool, batch, out, NULL), 0);
     double worst = worst_cosine(m, batch, out, UINT32_MAX);
-    *brief = worst_cosine(m, batch, out, 12);
+    const struct engine_kernels *k;
+    assert_int_equal(engine_kernels(&k, NULL), 0);
+    *brief = worst_cosine(m, batch, out, k->product->block_ranges ? 6 : 12);
     model_fast_free(f);
     pool_free(pool);
     free(out);
@@ -308,6 +311,7 @@ static void matches_the_reference(void **state)
     } shapes[] = {{64, 2, 128, POOLING_MEAN},
                   {96, 4, 160, POOLING_CLS},
                   {128, 2, 64, POOLING_MEAN},
+                  {256, 4, 96, POOLING_MEAN}, /* features enough for one plane */
                   {32, 1, 32, POOLING_MEAN}}; /* one block, which is a row as well */
     static struct texts texts;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
@@ -328,10 +332,11 @@ static void matches_the_reference(void **state)
                        "short %.9f\n",
                        isas[i], shapes[s].n_embd, q8 ? "Q8_0" : "F32", f32, int8, brief);
                 assert_true(f32 > 0.999999);
-                assert_true(int8 > 0.99995);
-                /* Short texts have a second plane of codes, which leaves the weights' error. */
+                /* Texts with a second plane of codes are left with the weights' error. Of the
+                 * others a model with random weights magnifies what they have. */
+                assert_true(int8 > (shapes[s].n_embd < 256 ? 0.99995 : 0.99));
                 if (q8)
-                    assert_true(brief < 1 && brief > 0.999999);
+                    assert_true(brief < 1 && brief > 0.99999998);
                 assert_true(chosen == (q8 ? int8 : f32));
             }
             rig_deinit(&m);
