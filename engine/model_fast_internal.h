@@ -72,10 +72,11 @@ enum {
     BLOCK_ROWS = 48,
     ATTENTION_ROWS = 24,
     GROUP_TOKENS_PER_THREAD = 512,
-    /* Texts shorter than this get two planes of codes, with row ranges and with block ranges,
-     * and all texts of a model with fewer features than that; see model_fast.c. */
-    TWO_PLANES_BELOW = 12,
-    TWO_PLANES_BELOW_BLOCKS = 6,
+    /* What gets two planes of codes, see model_fast.c: texts of fewer tokens than this where a
+     * row has one range, of fewer different ones than that where it has a range for each block,
+     * and all texts of a model with fewer features. */
+    TWO_PLANES_TOKENS = 12,
+    TWO_PLANES_DIFFERENT = 6,
     TWO_PLANES_FEATURES = 256
 };
 
