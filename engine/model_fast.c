@@ -48,10 +48,10 @@
  * whole row. They are found at load by running a fixed sample of token ids (model_fast_new.c),
  * and enter the product as floats; all that a poor choice can cost is precision. Short texts
  * have few tokens to average the rounding over, so they get a second plane: what the first
- * codes left out is quantized again and multiplied as one more row. Models of
- * fewer than 256 features average over as little, and are so small that nobody will feel it:
- * they get it for all texts. That depends on the text and the model alone, so a text has the
- * same vector in whatever batch it comes. */
+ * codes left out is quantized again and multiplied as one more row. Models of fewer than 256
+ * features average over as little, and are so small that nobody will feel it: they get it for
+ * all texts. That depends on the text and the model alone, so a text has the same vector in
+ * whatever batch it comes. */
 
 #include <math.h>
 #include <string.h>

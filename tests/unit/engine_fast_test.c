@@ -227,8 +227,7 @@ struct texts {
     struct model_batch batch;
 };
 
-/* n texts of all lengths: 1, N_CTX and random ones between. */
-/* The third text is one token several times. */
+/* n texts of all lengths: 1, N_CTX, one token several times, and random ones. */
 static void texts_fill(struct texts *t, uint32_t n, struct rng *rng)
 {
     t->offsets[0] = 0;
