@@ -478,27 +478,28 @@ static void test_filtered_pages_do_not_overlap(void **state)
     mem_free(w);
 }
 
-/* Of all distances there are, the one at this rank; between it and the next there is room. */
+static int compare_scores(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x > y ? -1 : x < y;
+}
+
+/* Of all distances there are, the one at this rank or the first after it behind which there is
+ * room: n elements are nearer, each counted (two may be equally near). */
 static double radius_of(struct world *w, const float *query, uint32_t rank, uint32_t *n)
 {
     enum index_metric m = w->params.index.metric;
-    for (;; rank++) {
-        double score = (double)INFINITY;
-        for (uint32_t taken = 0; taken <= rank; taken++) {
-            double next = -1e9;
-            for (uint32_t i = 0; i < N; i++)
-                if (alive(w, i) && true_score(w, query, i) < score)
-                    next = fmax(next, true_score(w, query, i));
-            if (taken == rank && taken > 0 && score - next > 1e-4) {
-                double middle = (score + next) / 2;
-                *n = rank;
-                return m == INDEX_COSINE ? 2 * (1 - middle)
-                       : m == INDEX_L2   ? 1 / middle - 1
-                                         : middle;
-            }
-            score = next;
-        }
-    }
+    static double scores[N];
+    uint32_t n_alive = 0;
+    for (uint32_t i = 0; i < N; i++)
+        if (alive(w, i))
+            scores[n_alive++] = true_score(w, query, i);
+    qsort(scores, n_alive, sizeof *scores, compare_scores);
+    while (scores[rank - 1] - scores[rank] <= 1e-4)
+        rank++;
+    double middle = (scores[rank - 1] + scores[rank]) / 2;
+    *n = rank;
+    return m == INDEX_COSINE ? 2 * (1 - middle) : m == INDEX_L2 ? 1 / middle - 1 : middle;
 }
 
 static void check_radius(enum index_metric metric, enum vset_keep keep)
