@@ -155,7 +155,9 @@ static int forward(void *context, const struct model_batch *batch, float *vector
                    struct err *e)
 {
     struct embedder *m = context;
-    return model_fast_forward(m->fast, m->pool, batch, vectors, e);
+    int rc = model_fast_forward(m->fast, m->pool, batch, vectors, e);
+    pool_rest(m->pool);
+    return rc;
 }
 
 static int start_scheduler(struct embedder *m, const struct embedder_options *o, struct err *e)

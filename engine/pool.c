@@ -52,6 +52,7 @@ struct pool {
     _Alignas(64) _Atomic uint32_t next_part;
     _Alignas(64) atomic_uint sleepers;
     atomic_bool caller_sleeps;
+    atomic_bool resting; /* no reason to spin */
     atomic_bool stop;
 
     /* The job; written by the caller while nobody is inside. */
@@ -126,6 +127,8 @@ static void take_parts(struct pool *p, unsigned thread)
 static bool wait_for_job(struct pool *p, uint64_t seen)
 {
     for (int spin = 0; spin < SPINS; spin++) {
+        if (atomic_load_explicit(&p->resting, memory_order_relaxed))
+            break;
         uint64_t s = atomic_load_explicit(&p->state, memory_order_acquire);
         if ((s & OPEN) && s / GENERATION != seen)
             return true;
@@ -201,6 +204,7 @@ void pool_run(struct pool *p, uint32_t n_parts,
     p->arg = arg;
     p->n_parts = n_parts;
     atomic_store_explicit(&p->next_part, 0, memory_order_relaxed);
+    atomic_store_explicit(&p->resting, false, memory_order_relaxed);
     uint64_t generation =
         atomic_load_explicit(&p->state, memory_order_relaxed) / GENERATION + 1;
     atomic_store(&p->state, generation * GENERATION | OPEN);
@@ -213,6 +217,11 @@ void pool_run(struct pool *p, uint32_t n_parts,
     take_parts(p, 0);
     atomic_fetch_and(&p->state, ~OPEN);
     wait_until_empty(p);
+}
+
+void pool_rest(struct pool *p)
+{
+    atomic_store_explicit(&p->resting, true, memory_order_relaxed);
 }
 
 unsigned pool_threads(const struct pool *p)

@@ -20,3 +20,6 @@ unsigned pool_threads(const struct pool *p);
  * takes fewer. Returns when all are done. */
 void pool_run(struct pool *p, uint32_t n_parts,
               void (*fn)(void *arg, uint32_t part, unsigned thread), void *arg);
+/* No job comes for now: workers sleep at once. Without it they spin for a moment, on processors
+ * where who is to take the result away may have to run. */
+void pool_rest(struct pool *p);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -255,7 +256,10 @@ static int read_stream(struct service *s)
     resp_request_init(&q);
     int status = r && bytes ? -1 : 1;
     while (status < 0) {
-        ssize_t n = read(s->fd, bytes, READ_BYTES);
+        /* One that waits in read is woken each time the server has read an answer, as if there
+         * were room to write now, and takes the processor from the server just then. */
+        struct pollfd wanted = {.fd = s->fd, .events = POLLIN};
+        ssize_t n = poll(&wanted, 1, -1) < 0 ? -1 : read(s->fd, bytes, READ_BYTES);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)

@@ -182,6 +182,7 @@ struct worker {
     struct connection_stack dead;
     bool shard_held, wrote;
     bool stirred;   /* something was read, here or from the inbox */
+    bool posted;    /* another thread has posted something */
     bool alone;     /* there is one processor: who polls keeps others from it */
     int64_t now_us; /* when the last command ended */
     /* Whose turn it is, and when another connection last had one. */

@@ -105,6 +105,7 @@ static void drain_inbox(struct worker *w)
     w->inbox_tail = &w->inbox;
     w->inbox_signalled = false;
     pthread_mutex_unlock(&w->inbox_lock);
+    w->posted = w->posted || p;
     while (p) {
         struct post *next = p->next;
         p->fn(w, p);
@@ -327,12 +328,16 @@ static void count_one(_Atomic uint64_t *n)
 /* A thread that sleeps is on its way again only some twenty microseconds after the next request
  * came, because its processor sleeps as well. A client that asks again as soon as it has the
  * reply is faster than that, so after a round in which something came the worker looks for a
- * while (busy-poll-us) before it sleeps. Not while searches are out: their threads need the
- * processor. True when something came. */
+ * while (busy-poll-us) before it sleeps. Not while a client waits for another thread, which
+ * needs the processor: who was handed a text often runs next where we do. And not after another
+ * thread's answer, for the same holds of the client, which saw the processors taken meanwhile.
+ * True when something came. */
 static bool poll_for_events(struct worker *w)
 {
     int64_t for_us = atomic_load(&w->server->config->busy_poll_us);
-    if (!w->stirred || w->alone || w->n_offloaded > 0 || for_us == 0)
+    bool waits = w->n_offloaded > 0 ||
+                 atomic_load_explicit(&w->counters.blocked, memory_order_relaxed) > 0;
+    if (!w->stirred || w->posted || w->alone || waits || for_us == 0)
         return false;
     int64_t until_us = clock_mono_us() + for_us;
     w->stirred = false;
@@ -347,7 +352,7 @@ static void wait_for_events(struct worker *w)
 {
     if (!has_work(w) && poll_for_events(w))
         return;
-    w->stirred = false;
+    w->stirred = w->posted = false;
     event_base_loop(w->base, EVLOOP_ONCE | (has_work(w) ? EVLOOP_NONBLOCK : 0));
 }
 

@@ -198,22 +198,33 @@ def test_stopping_lets_replies_drain(make_server):
     assert server.wait() == 0
 
 
+def looks(server):
+    """How often a thread looked for the next request before it slept, found or in vain."""
+    stats = server.info("stats")
+    return int(stats["busy_polls"]) + int(stats["busy_polls_in_vain"])
+
+
 def test_a_thread_looks_for_the_next_request_before_it_sleeps(make_server):
     """Each PING is one round in which something came, and so one look, found or in vain (the
     last may still be going on). Replies do not depend on it."""
     server = make_server("--busy-poll-us", 0)
-
-    def looks():
-        stats = server.info("stats")
-        return int(stats["busy_polls"]) + int(stats["busy_polls_in_vain"])
-
     with server.wire() as w:
         assert [w.cmd("PING") for _ in range(50)] == ["PONG"] * 50
-        assert looks() == 0
+        assert looks(server) == 0
         if os.sysconf("SC_NPROCESSORS_ONLN") == 1:
             return  # the only processor is left to the others
         assert w.cmd("CONFIG", "SET", "busy-poll-us", 1000) == "OK"
         assert [w.cmd("PING") for _ in range(50)] == ["PONG"] * 50
-        wait_until(lambda: looks() >= 50, what="50 looks for the next request")
+        wait_until(lambda: looks(server) >= 50, what="50 looks for the next request")
         assert "1000" in str(w.cmd("CONFIG", "SET", "busy-poll-us", 1001))
         assert w.cmd("CONFIG", "GET", "busy-poll-us") == [b"busy-poll-us", b"1000"]
+
+
+def test_no_thread_looks_while_another_has_its_request(make_server):
+    """Nor right after the other's answer. The few looks there are come from INFO."""
+    server = make_server("--busy-poll-us", 1000, "--io-threads", 1)
+    with server.wire() as w:
+        before = looks(server)
+        for _ in range(20):
+            assert w.cmd("DEBUG", "SLEEP", 0.002, "SEARCH") == "OK"
+        assert looks(server) - before < 10

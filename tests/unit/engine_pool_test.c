@@ -92,6 +92,10 @@ static void sleepers_wake(void **state)
         clock_sleep_us(5000); /* far beyond the spinning */
         run_and_check(p, 50);
     }
+    for (int i = 0; i < 2000; i++) {
+        pool_rest(p); /* while some still spin, or are on their way to sleep */
+        run_and_check(p, 50);
+    }
     pool_free(p);
 }
 
