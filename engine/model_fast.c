@@ -12,11 +12,11 @@
  *
  * Of the norms each model has some; a missing one costs a test of a pointer.
  *
- * A part of a `rows` job is a block of up to BLOCK_ROWS tokens, which takes all those steps
- * with its activations in the second-level cache (48 x 1536 floats are 288 KiB) while the
- * weights stream past once a block. Texts lie one after another without padding. A large batch
- * goes in groups of whole texts of about 512 tokens a thread, so that activations between jobs
- * stay in the shared cache and memory does not grow with the batch.
+ * A part of a `rows` job is a block of up to BLOCK_ROWS tokens, or int8_block_rows, which takes
+ * all those steps with its activations in the second-level cache (48 x 1536 floats are 288 KiB)
+ * while the weights stream past once a block. Texts lie one after another without padding. A
+ * large batch goes in groups of whole texts of about 512 tokens a thread, so that activations
+ * between jobs stay in the shared cache and memory does not grow with the batch.
  *
  * Rejected: handing out whole texts, each through all layers without a barrier. Threads would
  * idle unless there are many texts of similar length, and one long text would run on one
@@ -189,14 +189,16 @@ struct job {
     struct model_fast *f;
     const struct model_batch *batch;
     uint32_t first_text, n_texts, first_token, n_tokens;
-    uint32_t block_rows, layer;
+    uint32_t n_blocks, n_units, unit_rows; /* see cut_blocks() */
+    uint32_t layer;
     float *out;
 };
 
 static uint32_t block_start(const struct job *j, uint32_t part, uint32_t *n_rows)
 {
-    uint32_t first = part * j->block_rows, left = j->n_tokens - first;
-    *n_rows = left < j->block_rows ? left : j->block_rows;
+    uint32_t first = (uint32_t)((uint64_t)part * j->n_units / j->n_blocks) * j->unit_rows;
+    uint32_t end = (uint32_t)((part + 1ull) * j->n_units / j->n_blocks) * j->unit_rows;
+    *n_rows = (end < j->n_tokens ? end : j->n_tokens) - first;
     return first;
 }
 
@@ -451,13 +453,21 @@ static void job_dense(void *arg, uint32_t part, unsigned thread)
     }
 }
 
-/* Equal blocks, a multiple of the threads where there is work enough for it. */
-static uint32_t block_rows(uint32_t n_tokens, unsigned n_threads)
+/* Blocks as equal as can be of units, which are whole tiles of the product, or rows where that
+ * would be too coarse; a multiple of the threads where there is work enough for it. A tile's
+ * rows divide those of a block, so none has more. */
+static void cut_blocks(struct job *j, unsigned n_threads)
 {
-    uint32_t blocks = (n_tokens + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    blocks = (blocks + n_threads - 1) / n_threads * n_threads;
-    uint32_t rows = (n_tokens + blocks - 1) / blocks;
-    return rows < 24 ? rows : (rows + 5) / 6 * 6; /* whole tiles of six rows */
+    const struct product_kernels *product = j->f->kernels->product;
+    bool int8 = j->f->precision == MODEL_INT8;
+    uint32_t tile = int8 ? product->int8_rows : product->f32_rows;
+    uint32_t most = int8 ? product->int8_block_rows : BLOCK_ROWS;
+    j->n_blocks = (j->n_tokens + most - 1) / most;
+    j->n_blocks = (j->n_blocks + n_threads - 1) / n_threads * n_threads;
+    j->unit_rows = j->n_tokens / j->n_blocks < most / 2 ? 1 : tile;
+    j->n_units = (j->n_tokens + j->unit_rows - 1) / j->unit_rows;
+    if (j->n_blocks > j->n_units)
+        j->n_blocks = j->n_units;
 }
 
 static bool needs_two_planes(const struct model_fast *f, const int32_t *ids, uint32_t n)
@@ -486,12 +496,11 @@ static void run_group(struct pool *pool, struct job *j)
         memset(f->two_planes + (from - j->first_token),
                needs_two_planes(f, j->batch->ids + from, n), n);
     }
-    j->block_rows = block_rows(j->n_tokens, pool_threads(pool));
-    uint32_t n_blocks = (j->n_tokens + j->block_rows - 1) / j->block_rows;
-    pool_run(pool, n_blocks, job_embed, j);
+    cut_blocks(j, pool_threads(pool));
+    pool_run(pool, j->n_blocks, job_embed, j);
     for (j->layer = 0; j->layer < f->m->n_layers; j->layer++) {
         pool_run(pool, j->n_texts * f->m->n_kv_heads, job_attention, j);
-        pool_run(pool, n_blocks, job_rows, j);
+        pool_run(pool, j->n_blocks, job_rows, j);
     }
     pool_run(pool, j->n_texts, job_pool, j);
     if (f->m->n_dense)

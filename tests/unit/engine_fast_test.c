@@ -662,6 +662,42 @@ static void a_batch_equals_its_texts(void **state)
     rig_deinit(&m);
 }
 
+/* However the rows of texts are cut into blocks for the threads, their vectors are the same. */
+static void any_length_on_any_number_of_threads(void **state)
+{
+    (void)state;
+    enum { DIM = 64, THREADS = 5, TEXTS = 4 };
+    static int32_t ids[TEXTS * N_CTX];
+    static float out[THREADS][TEXTS * DIM];
+    struct rig m;
+    rig_init(&m, TENSOR_Q8_0, DIM, 2, 128, POOLING_MEAN);
+    for (int i = 0; i < TEXTS * N_CTX; i++)
+        ids[i] = (int32_t)rng_below(&m.rng, m.model.n_vocab);
+    for (int precision = MODEL_F32; precision <= MODEL_INT8; precision++) {
+        struct model_fast *f;
+        struct pool *pools[THREADS];
+        assert_int_equal(model_fast_new(&f, &m.model, (enum model_precision)precision, NULL),
+                         0);
+        for (unsigned t = 0; t < THREADS; t++)
+            assert_int_equal(pool_new(&pools[t], t + 1, NULL), 0);
+        for (uint32_t n = 1; n <= TEXTS * N_CTX; n++) {
+            uint32_t offsets[TEXTS + 1] = {0};
+            struct model_batch batch = {ids, offsets, 0, n, NULL};
+            for (uint32_t end = 0; end < n; offsets[++batch.n_texts] = end)
+                end = end + N_CTX < n ? end + N_CTX : n;
+            for (unsigned t = 0; t < THREADS; t++)
+                assert_int_equal(model_fast_forward(f, pools[t], &batch, out[t], NULL), 0);
+            for (unsigned t = 1; t < THREADS; t++)
+                for (uint32_t i = 0; i < batch.n_texts * DIM; i++)
+                    assert_true(fabsf(out[t][i] - out[0][i]) < 1e-5f);
+        }
+        for (unsigned t = 0; t < THREADS; t++)
+            pool_free(pools[t]);
+        model_fast_free(f);
+    }
+    rig_deinit(&m);
+}
+
 static void refuses_bad_batches(void **state)
 {
     (void)state;
@@ -769,6 +805,7 @@ int main(void)
         cmocka_unit_test(bf16_products),
         cmocka_unit_test(mixed_types),
         cmocka_unit_test(a_batch_equals_its_texts),
+        cmocka_unit_test(any_length_on_any_number_of_threads),
         cmocka_unit_test(refuses_bad_batches),
         cmocka_unit_test(survives_exhausted_memory),
     };
