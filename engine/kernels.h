@@ -93,10 +93,8 @@ struct int8_rows {
 struct product_kernels {
     uint32_t panel;    /* output columns of a panel */
     bool block_ranges; /* how activations become codes, and whether panels have sums */
-    /* Rows of a whole tile; fewer at a time take longer for each. And of int8, how many rows
-     * had best go through all products of a layer together, a multiple of a tile, at most 48:
-     * the codes that a panel meets lie beside it in the first cache. */
-    uint32_t f32_rows, int8_rows, int8_block_rows;
+    /* Rows of a whole tile; fewer at a time take longer for each. They divide 48. */
+    uint32_t f32_rows, int8_rows;
     /* c[r][j] = bias[j] + sum_k a[r][k] w[j][k], for n_panels panels; bias may be NULL. */
     void (*f32)(const float *a, size_t a_stride, uint32_t n_rows, const float *panels,
                 uint32_t k, uint32_t n_panels, const float *bias, float *c, size_t c_stride);

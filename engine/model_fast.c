@@ -12,11 +12,11 @@
  *
  * Of the norms each model has some; a missing one costs a test of a pointer.
  *
- * A part of a `rows` job is a block of up to BLOCK_ROWS tokens, or int8_block_rows, which takes
- * all those steps with its activations in the second-level cache (48 x 1536 floats are 288 KiB)
- * while the weights stream past once a block. Texts lie one after another without padding. A
- * large batch goes in groups of whole texts of about 512 tokens a thread, so that activations
- * between jobs stay in the shared cache and memory does not grow with the batch.
+ * A part of a `rows` job is a block of up to BLOCK_ROWS tokens, which takes all those steps
+ * with its activations in the second-level cache (48 x 1536 floats are 288 KiB) while the
+ * weights stream past once a block. Texts lie one after another without padding. A large batch
+ * goes in groups of whole texts of about 512 tokens a thread, so that activations between jobs
+ * stay in the shared cache and memory does not grow with the batch.
  *
  * Rejected: handing out whole texts, each through all layers without a barrier. Threads would
  * idle unless there are many texts of similar length, and one long text would run on one
@@ -455,16 +455,14 @@ static void job_dense(void *arg, uint32_t part, unsigned thread)
 
 /* Blocks as equal as can be of units, which are whole tiles of the product, or rows where that
  * would be too coarse; a multiple of the threads where there is work enough for it. A tile's
- * rows divide those of a block, so none has more. */
+ * rows divide BLOCK_ROWS, so no block has more. */
 static void cut_blocks(struct job *j, unsigned n_threads)
 {
     const struct product_kernels *product = j->f->kernels->product;
-    bool int8 = j->f->precision == MODEL_INT8;
-    uint32_t tile = int8 ? product->int8_rows : product->f32_rows;
-    uint32_t most = int8 ? product->int8_block_rows : BLOCK_ROWS;
-    j->n_blocks = (j->n_tokens + most - 1) / most;
+    uint32_t tile = j->f->precision == MODEL_INT8 ? product->int8_rows : product->f32_rows;
+    j->n_blocks = (j->n_tokens + BLOCK_ROWS - 1) / BLOCK_ROWS;
     j->n_blocks = (j->n_blocks + n_threads - 1) / n_threads * n_threads;
-    j->unit_rows = j->n_tokens / j->n_blocks < most / 2 ? 1 : tile;
+    j->unit_rows = j->n_tokens / j->n_blocks < BLOCK_ROWS / 2 ? 1 : tile;
     j->n_units = (j->n_tokens + j->unit_rows - 1) / j->unit_rows;
     if (j->n_blocks > j->n_units)
         j->n_blocks = j->n_units;

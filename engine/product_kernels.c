@@ -378,27 +378,20 @@ KERNEL_INLINE void int8_tile(const int rows, const struct int8_rows *a, size_t f
  * pushed out of the shared cache come from memory. So the first tile of a panel asks for its
  * blocks, four ahead: a tenth of the time of a text of 12 tokens. With AVX2, which is slower
  * than the weights come, the tiles of a panel ask for the next panel instead, each for its
- * share of the lines, into the first cache where a panel is small: 0.93 to 0.98 of the time.
- *
- * A thread takes rows in blocks. Of 48 rows the codes, 384 each, the ranges, a panel and what
- * they give do not fit 32 KiB: with 24 AVX2 takes 0.97 to 0.99 of the time, with 16 or 12 more
- * again, for the weights come more often.
- *
- * Both are for AVX2 alone: with VNNI weights are wanted four times as fast, and neither was
+ * share of the lines, into the first cache where a panel is small: texts of 12 to 128 tokens
+ * take 0.92 to 0.97 of the time. VNNI wants weights four times as fast, and this was not
  * measured there.
  *
  * Rejected: that each thread also asks for its share of the panel three further on, so that the
  * cores wait for different lines. With nothing in the caches 6 to 24 tokens take 0.83 to 0.9 of
  * the time, but over TCP, where much is still there from the text before, nothing is gained.
- * And to go through rows of 1536 inputs in stretches of 512, so that their codes and panels fit
- * the first cache too: 5 % slower, the sums between stretches are stored and loaded. */
+ * And what should let the first cache hold all that a panel meets: blocks of 24 or 16 rows
+ * instead of 48, or wide rows in stretches of 512 inputs. All within 2 %. */
 enum {
 #if defined(KITH_ISA_avx2)
     NEXT_PANEL_AHEAD = true,
-    INT8_BLOCK_ROWS = 24,
 #else
     NEXT_PANEL_AHEAD = false,
-    INT8_BLOCK_ROWS = 48,
 #endif
     BLOCKS_AHEAD = 4,
     PANEL_NEAR_BYTES = 8192
@@ -836,11 +829,9 @@ const struct product_kernels KERNEL_TABLE(product_kernels_) = {
     .f32 = product_f32,
 #if defined(KITH_ISA_amx)
     .int8_rows = TILED_ROWS,
-    .int8_block_rows = 3 * TILED_ROWS,
     .int8 = product_int8_tiled,
 #else
     .int8_rows = INT8_ROWS,
-    .int8_block_rows = INT8_BLOCK_ROWS,
     .int8 = product_int8,
 #endif
     .int16 = product_int16,
