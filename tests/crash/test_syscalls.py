@@ -129,13 +129,14 @@ class Run:
         self.errors = []
 
     def calls(self):
-        """[(name, path)] in the order of their numbers."""
+        """{number: (name, path)}, in the order of their numbers. One may be missing: that of a thread
+        which had its number and was not yet heard when the process ended."""
         try:
             lines = self.calls_path.read_text().splitlines()
         except FileNotFoundError:
-            return []
+            return {}
         numbered = sorted((int(x.split(" ")[0]), x.split(" ")[1:]) for x in lines)
-        return [(name, re.sub(r"-\d+$", "", path)) for _, (name, path) in numbered]
+        return {n: (name, re.sub(r"-\d+$", "", path)) for n, (name, path) in numbered}
 
     def play(self):
         w, server = self.writer, self.server
@@ -192,7 +193,7 @@ def one(library, at, kind, times=1, after=None, fsync="always"):
     with run.server:
         end = run.play()
         calls = run.calls()
-        name, path = calls[at - 1] if 0 < at <= len(calls) else (None, None)
+        name, path = calls.get(at, (None, None))
         print(f"{kind} at {at} ({name} {path}): {end}; errors {run.errors}")
         run.verify()
         return end, name, path, run.errors, calls
@@ -214,7 +215,7 @@ def allowed_end(kind, name, path, end):
 def points(calls, rng):
     """(number, kind) of all faults worth trying."""
     out = []
-    for n, (name, _) in enumerate(calls, 1):
+    for n, (name, _) in calls.items():
         kinds = ["before", "after", "EIO", "ENOSPC"]
         if name in WRITES:
             kinds += ["half", "short"]
@@ -244,9 +245,12 @@ def test_every_call(library):
 
 
 def first_write_into_newest_segment(calls):
-    newest = [n for n, c in enumerate(calls, 1) if c[0] == "rename" and c[1].endswith(".wal")][-1]
-    after = enumerate(calls[newest:], newest + 1)
-    return next(n for n, (name, path) in after if name in WRITES and path.endswith(".wal"))
+    newest = [n for n, c in calls.items() if c[0] == "rename" and c[1].endswith(".wal")][-1]
+    return next(
+        n
+        for n, (name, path) in calls.items()
+        if n > newest and name in WRITES and path.endswith(".wal")
+    )
 
 
 def torn_run(library):
@@ -259,7 +263,7 @@ def torn_run(library):
         if before.play() == "ended, -9":
             end, _, _, errors, calls = one(library, 0, "before", after=before)
             assert end == "ended, 0" and errors == []
-            if any(name == "truncate" for name, _ in calls):
+            if any(name == "truncate" for name, _ in calls.values()):
                 return before, calls
         if before.server.running:
             before.server.kill()
@@ -286,7 +290,7 @@ def test_every_write_of_the_log_everysec(library):
     leave before it is synced: what a killed process had written is still there."""
     rng = random.Random(SEED)
     calls = one(library, 0, "before", fsync="everysec")[4]
-    log = [(n, k) for n, k in points(calls, rng) if calls[n - 1][1].startswith("/wal/0")]
+    log = [(n, k) for n, k in points(calls, rng) if calls[n][1].startswith("/wal/0")]
     for at, kind in log:
         end, name, path, _, _ = one(library, at, kind, fsync="everysec")
         assert allowed_end(kind, name, path, end), f"{kind} at {at} ({name} {path}): {end}"
@@ -299,7 +303,7 @@ def test_faults_that_last(library):
     calls = one(library, 0, "before")[4]
     first = next(
         n
-        for n, c in enumerate(calls, 1)
+        for n, c in calls.items()
         if re.fullmatch(r"/wal/\d+\.wal", c[1]) and c[0] == "pwrite64"
     )
     for at in rng.sample(
@@ -335,6 +339,6 @@ def test_no_call_is_missed(library):
             if m[1] in ("open", "openat") and "O_CREAT" not in line and "O_TRUNC" not in line:
                 continue
             seen[{"mkdirat": "mkdir", "open": "openat"}.get(m[1], m[1])] += 1
-        counted = collections.Counter(name for name, _ in run.calls())
+        counted = collections.Counter(name for name, _ in run.calls().values())
         print(dict(counted))
         assert seen == counted
