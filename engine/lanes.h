@@ -14,6 +14,8 @@
 #include <stdint.h>
 #include <string.h>
 
+enum { CACHE_LINE = 64 }; /* bytes that one prefetch brings */
+
 #if KITH_EMULATED_ISAS
 /* An instruction is a page of others there, of which hundreds of copies take minutes to
  * compile. */

@@ -65,8 +65,7 @@
 enum {
     PANEL = 2 * LANES,
     BLOCK_BYTES = PANEL * (INT8_BLOCK + (1 + BLOCK_RANGES) * (int)sizeof(float)),
-    TILE_ROWS = 6, /* the largest tile; the int8 one of AVX2 is smaller */
-    CACHE_LINE = 64
+    TILE_ROWS = 6 /* the largest tile; the int8 one of AVX2 is smaller */
 };
 
 /* Runs `tile` for all rows of a panel: full tiles, then what is left with a tile of its size,
@@ -378,9 +377,9 @@ KERNEL_INLINE void int8_tile(const int rows, const struct int8_rows *a, size_t f
  * pushed out of the shared cache come from memory. So the first tile of a panel asks for its
  * blocks, four ahead: a tenth of the time of a text of 12 tokens. With AVX2, which is slower
  * than the weights come, the tiles of a panel ask for the next panel instead, each for its
- * share of the lines, into the first cache where a panel is small: texts of 12 to 128 tokens
- * take 0.92 to 0.97 of the time. VNNI wants weights four times as fast, and this was not
- * measured there.
+ * share of the lines, into the first cache where a panel is small: texts of 12 to 32 tokens
+ * take 0.95 to 0.99 of the time. Of more tiles the codes want that cache: 3 to 5 % slower. VNNI
+ * wants weights four times as fast, and this was not measured there.
  *
  * Rejected: that each thread also asks for its share of the panel three further on, so that the
  * cores wait for different lines. With nothing in the caches 6 to 24 tokens take 0.83 to 0.9 of
@@ -389,9 +388,9 @@ KERNEL_INLINE void int8_tile(const int rows, const struct int8_rows *a, size_t f
  * instead of 48, or wide rows in stretches of 512 inputs. All within 2 %. */
 enum {
 #if defined(KITH_ISA_avx2)
-    NEXT_PANEL_AHEAD = true,
+    NEXT_PANEL_TILES = 4, /* at most */
 #else
-    NEXT_PANEL_AHEAD = false,
+    NEXT_PANEL_TILES = 0,
 #endif
     BLOCKS_AHEAD = 4,
     PANEL_NEAR_BYTES = 8192
@@ -402,7 +401,7 @@ static void product_int8(const struct int8_rows *a, uint32_t first, uint32_t n_r
                          const float *side_weights, float *c, size_t c_stride)
 {
     const uint32_t tiles = n_rows / INT8_ROWS + (n_rows % INT8_ROWS > 0);
-    const bool shared = NEXT_PANEL_AHEAD && tiles > 1;
+    const bool shared = tiles > 1 && tiles <= NEXT_PANEL_TILES;
     const size_t panel_bytes = (size_t)n_blocks * BLOCK_BYTES;
     const uint32_t share = shared ? tiles : 1;
     const bool near = !shared || panel_bytes <= PANEL_NEAR_BYTES;

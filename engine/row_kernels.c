@@ -206,7 +206,7 @@ static float softmax_codes(const float *x, uint32_t n, float factor, int16_t *ou
     return vf_sum(vf_of_vi(sum));
 }
 
-enum { CACHE_LINE = 64, ROWS_AHEAD = 8 };
+enum { ROWS_AHEAD = 8 };
 
 static float largest(const float *x, size_t stride, uint32_t n_rows, uint32_t n)
 {
